@@ -1,0 +1,128 @@
+"""Which backend runs an op, why, and how to choose another one.
+
+A CUDA tensor prefers ``cuda``, then ``triton``, then ``reference``; a CPU tensor ``cpu``, then ``reference``. A backend
+runs if its library is there and its *predicate* has nothing against the call. Predicates see metadata alone (dtypes,
+sizes, modes), never values, so the choice costs no synchronisation and ``torch.compile`` folds it away. Each answers
+``None`` or the reason in words. ``with use_backend("reference"):`` or the variable ``MIM4D_BACKEND`` asks for one
+backend by name; if it cannot run, the call raises with the reason and never falls back in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+from . import _library, env
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+Predicate = Callable[..., str | None]
+_predicates: dict[str, dict[str, Predicate]] = {}  # op -> backend -> predicate; filled while mim4d.ops is imported
+
+
+def _known(name: str, where: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{where}: backend is {name!r}, wanted one of {', '.join(BACKENDS)}")
+    return name
+
+
+_asked: ContextVar[str] = ContextVar(
+    "mim4d_backend", default=env.BACKEND.get() and _known(env.BACKEND.get(), env.BACKEND.name)
+)
+
+
+def register(op: str, backend: str, can_run: Predicate) -> None:
+    """Declare that ``backend`` implements ``op``. ``can_run(**meta)`` returns None, or why it cannot run that call."""
+    _predicates.setdefault(op, {})[backend] = can_run
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Every op called inside runs on this backend: ``cpu``, ``cuda``, ``triton`` or ``reference``.
+
+    Raises ValueError for an unknown name; an op that cannot run there raises ValueError with the reason when it is
+    called.
+    """
+    token = _asked.set(_known(name, "mim4d.ops.use_backend"))
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def reason_against(op: str, backend: str, device: torch.device, **meta: object) -> str | None:
+    """Why ``backend`` cannot run this call of ``op``; None when it can."""
+    if backend == "reference":
+        return None
+    if backend in _library.KEYS and device.type != backend:
+        return f"it runs on {backend} tensors, not on {device.type}"
+    can_run = _predicates.get(op, {}).get(backend)
+    if can_run is None:
+        return "no kernel is written for it"
+    if backend in _library.KEYS:
+        absent = _library.absent.get((op, backend))
+        if absent is not None:
+            return absent
+    return can_run(**meta)
+
+
+def choose(op: str, *, device: torch.device, **meta: object) -> str:
+    """The backend that runs this call: the one asked for, else the first in order that can."""
+    asked = _asked.get()
+    if asked:
+        reason = reason_against(op, asked, device, **meta)
+        if reason is not None:
+            raise ValueError(f"mim4d::{op}: backend {asked!r} was asked for and cannot run: {reason}")
+        return asked
+    for backend in ORDER.get(device.type, ("reference",)):
+        if reason_against(op, backend, device, **meta) is None:
+            return backend
+    return "reference"
+
+
+def available(op: str, device: torch.device, **meta: object) -> dict[str, str | None]:
+    """Every backend of a device with None (it can run this call) or the reason why not; best first."""
+    return {b: reason_against(op, b, device, **meta) for b in ORDER.get(device.type, ("reference",))}
+
+
+def status() -> dict[str, object]:
+    """Facts for ``mim4d info``: versions, build, libraries (None or why missing), ops with the backends written for
+    them."""
+    info = _library.build_info()
+    module = _library.extension()
+    return {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only",
+        "threads": torch.get_num_threads(),
+        "cpu_isa": "not built" if isinstance(module, str) else module.cpu_isa(),
+        "asked": _asked.get() or "auto",
+        "build": info,
+        "libraries": {name: _library.failures.get(name) for name, _ in _library.KEYS.values()},
+        "ops": {
+            op: {b: _library.absent.get((op, b)) for b in (*_predicates.get(op, ()), "reference")}
+            for op in _library.schemas
+            if not op.endswith("_backward")
+        },
+    }
+
+
+def report() -> str:
+    """What :func:`status` knows, as text to read or to paste into a bug report."""
+    facts = status()
+    build, libraries, ops = facts["build"], facts["libraries"], facts["ops"]
+    assert isinstance(build, dict)
+    assert isinstance(libraries, dict)
+    assert isinstance(ops, dict)
+    lines = [
+        f"torch {facts['torch']}, {facts['device']}, {facts['threads']} threads, CPU kernels for {facts['cpu_isa']}"
+    ]
+    lines += ["built with " + ", ".join(f"{k} {v}" for k, v in build.items() if v)] if build else []
+    lines += [f"backend {facts['asked']}"]
+    lines += [f"{name}: {reason or 'loaded'}" for name, reason in libraries.items()]
+    for op, known in ops.items():
+        lines += [f"{op}: " + ", ".join(b if why is None else f"{b} ({why})" for b, why in known.items())]
+    return "\n".join(lines)

@@ -1,0 +1,228 @@
+"""``voxel_sample``: a voxel volume read at points. All that torch knows of the op is in this file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from .._library import define
+from ..reference import voxel_sample as reference
+from ._modes import mode_id, padding_id
+
+
+def voxel_sample(
+    volume: Tensor,
+    points: Tensor,
+    *,
+    mode: str = "trilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+) -> Tensor:
+    """Read a voxel volume at points.
+
+    Args:
+        volume: (B, C, Z, Y, X), float16, bfloat16, float32 or float64. ``channels_last_3d`` is read as it lies; another
+            layout is copied once per call.
+        points: (B, ..., 3), (x, y, z) in [-1, 1] over the volume as in ``torch.nn.functional.grid_sample``; float64 for
+            a float64 volume, else float32 (under autocast, half points are widened).
+        mode: ``trilinear``; ``smoothstep`` (trilinear with the fraction t replaced by t*t*(3-2t)); ``bicubic`` (cubic
+            in x and y, linear in z); ``tricubic``. Cubic convolution with a = -0.75, as in torch.
+        padding_mode: ``zeros``: taps outside count 0. ``border``: linear axes clamp the coordinate, cubic axes the tap.
+        align_corners: False: -1 and 1 are the outer faces of the outer voxels. True: their centres.
+
+    Returns:
+        (B, ..., C) in the volume's dtype. Differentiable twice in ``volume`` and ``points``. A NaN point gives a NaN
+        row and has no gradient. The gradient of the volume lies ``channels_last_3d``.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong dtype, shape, device or name.
+    """
+    points = _check("voxel_sample", volume, points)
+    args = (volume, points, mode_id("voxel_sample", mode), padding_id("voxel_sample", padding_mode), align_corners)
+    if backends.choose("voxel_sample", device=volume.device, dtype=volume.dtype, mode=mode) == "reference":
+        return reference.voxel_sample(*args)
+    return torch.ops.mim4d.voxel_sample.default(*args)
+
+
+def voxel_sample_with_grad(
+    volume: Tensor,
+    points: Tensor,
+    *,
+    mode: str = "trilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Read a voxel volume at points, and its derivative by the point: what the normal of a signed distance field needs.
+
+    Arguments and errors as :func:`voxel_sample`. Returns features (B, ..., C) and their Jacobian (B, ..., C, 3) with
+    respect to the normalised (x, y, z), both in the volume's dtype and differentiable in ``volume`` and ``points``.
+    Where an axis is clamped (``border``) the derivative along it is 0; on a voxel centre, where trilinear reading has a
+    kink, it is that of the side of the larger coordinate.
+    """
+    points = _check("voxel_sample_with_grad", volume, points)
+    ids = mode_id("voxel_sample_with_grad", mode), padding_id("voxel_sample_with_grad", padding_mode)
+    if backends.choose("voxel_sample_with_grad", device=volume.device, dtype=volume.dtype, mode=mode) == "reference":
+        return reference.voxel_sample_with_grad(volume, points, *ids, align_corners)
+    return torch.ops.mim4d.voxel_sample_with_grad.default(volume, points, *ids, align_corners)
+
+
+def _check(op: str, volume: Tensor, points: Tensor) -> Tensor:
+    """Refuse what no backend can run; returns the points, widened where autocast made them half."""
+    if volume.dim() != 5:
+        raise ValueError(f"mim4d.ops.{op}: volume has shape {tuple(volume.shape)}, wanted (B, C, Z, Y, X)")
+    if 0 in volume.shape[2:]:
+        raise ValueError(f"mim4d.ops.{op}: volume has shape {tuple(volume.shape)}, wanted Z, Y and X of at least 1")
+    if points.dim() < 2 or points.shape[-1] != 3 or points.shape[0] != volume.shape[0]:
+        raise ValueError(f"mim4d.ops.{op}: points has shape {tuple(points.shape)}, wanted ({volume.shape[0]}, ..., 3)")
+    if not volume.is_floating_point():
+        raise TypeError(f"mim4d.ops.{op}: volume is {volume.dtype}, wanted a floating dtype")
+    if volume.device != points.device:
+        raise ValueError(f"mim4d.ops.{op}: points is on {points.device}, wanted {volume.device} as the volume")
+    wanted = torch.float64 if volume.dtype == torch.float64 else torch.float32
+    if points.dtype == wanted:
+        return points
+    if points.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(points.device.type):
+        return points.to(wanted)
+    raise TypeError(f"mim4d.ops.{op}: points is {points.dtype}, wanted {wanted} with a volume of {volume.dtype}")
+
+
+# ---- fakes: shapes, strides and dtypes of the results, without computing
+
+
+def _like(t: Tensor, wanted: bool) -> Tensor:
+    return torch.empty_like(t, memory_format=torch.contiguous_format) if wanted else t.new_empty(0)
+
+
+def _like_volume(volume: Tensor, wanted: bool) -> Tensor:
+    # Channels last whatever the volume's own layout: the kernels add whole rows of channels.
+    return torch.empty_like(volume, memory_format=torch.channels_last_3d) if wanted else volume.new_empty(0)
+
+
+def _fake(volume: Tensor, points: Tensor, *_: Any) -> Tensor:
+    return volume.new_empty(*points.shape[:-1], volume.shape[1])
+
+
+def _fake_backward(grad: Tensor, volume: Tensor, points: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    *_, mask = options
+    return _like_volume(volume, mask[0]), _like(points, mask[1])
+
+
+def _fake_double_backward(
+    _ggv: Tensor | None, _ggp: Tensor | None, grad: Tensor, volume: Tensor, points: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *_, mask = options
+    return _like(grad, mask[0]), _like_volume(volume, mask[1]), _like(points, mask[2])
+
+
+def _fake_with_grad(volume: Tensor, points: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    shape = (*points.shape[:-1], volume.shape[1])
+    return volume.new_empty(shape), volume.new_empty(*shape, 3)
+
+
+def _fake_with_grad_backward(
+    _features: Tensor | None, _jacobian: Tensor | None, volume: Tensor, points: Tensor, *options: Any
+) -> tuple[Tensor, Tensor]:
+    *_, mask = options
+    return _like_volume(volume, mask[0]), _like(points, mask[1])
+
+
+# ---- autograd: each formula calls the op of the next order
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    volume, points, *ctx.options = inputs
+    ctx.save_for_backward(volume, points)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    mask = list(ctx.needs_input_grad[:2])
+    if grad is None:
+        return None, None, None, None, None
+    found = torch.ops.mim4d.voxel_sample_backward.default(grad, *ctx.saved_tensors, *ctx.options, mask)
+    return *_wanted(found, mask), None, None, None
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad, volume, points, *ctx.options, _ = inputs
+    ctx.save_for_backward(grad, volume, points)
+    ctx.set_materialize_grads(False)
+
+
+def _double_backward(ctx: Any, ggv: Tensor | None, ggp: Tensor | None) -> tuple[Any, ...]:
+    mask = list(ctx.needs_input_grad[:3])
+    found = torch.ops.mim4d.voxel_sample_double_backward.default(ggv, ggp, *ctx.saved_tensors, *ctx.options, mask)
+    return *_wanted(found, mask), None, None, None, None
+
+
+def _backward_with_grad(ctx: Any, features: Tensor | None, jacobian: Tensor | None) -> tuple[Any, ...]:
+    mask = list(ctx.needs_input_grad[:2])
+    found = torch.ops.mim4d.voxel_sample_with_grad_backward.default(
+        features, jacobian, *ctx.saved_tensors, *ctx.options, mask
+    )
+    return *_wanted(found, mask), None, None, None
+
+
+def _wanted(found: tuple[Tensor, ...], mask: list[bool]) -> tuple[Tensor | None, ...]:
+    return tuple(g if m else None for g, m in zip(found, mask, strict=True))
+
+
+_ARGS = "Tensor volume, Tensor points, int mode, int padding_mode, bool align_corners"
+
+define(
+    f"voxel_sample({_ARGS}) -> Tensor",
+    reference=reference.voxel_sample,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup,
+)
+define(
+    f"voxel_sample_backward(Tensor grad, {_ARGS}, bool[2] mask) -> (Tensor, Tensor)",
+    reference=reference.voxel_sample_backward,
+    fake=_fake_backward,
+    backward=_double_backward,
+    setup_context=_setup_backward,
+)
+define(
+    "voxel_sample_double_backward(Tensor? grad_grad_volume, Tensor? grad_grad_points, Tensor grad,"
+    f" {_ARGS}, bool[3] mask) -> (Tensor, Tensor, Tensor)",
+    reference=reference.voxel_sample_double_backward,
+    fake=_fake_double_backward,
+)
+define(
+    f"voxel_sample_with_grad({_ARGS}) -> (Tensor, Tensor)",
+    reference=reference.voxel_sample_with_grad,
+    fake=_fake_with_grad,
+    backward=_backward_with_grad,
+    setup_context=_setup,
+)
+define(
+    f"voxel_sample_with_grad_backward(Tensor? grad_features, Tensor? grad_jacobian, {_ARGS}, bool[2] mask)"
+    " -> (Tensor, Tensor)",
+    reference=reference.voxel_sample_with_grad_backward,
+    fake=_fake_with_grad_backward,
+)
+
+
+# ---- backends
+
+
+def _trilinear_only(dtype: torch.dtype, mode: str) -> str | None:
+    if mode != "trilinear":
+        return f"its kernel reads trilinear, not {mode}"
+    if dtype not in (torch.float32, torch.float64):
+        return f"its kernel reads float32 and float64, not {dtype}"
+    return None
+
+
+def _cuda_can_run(dtype: torch.dtype, mode: str) -> str | None:
+    if torch.are_deterministic_algorithms_enabled():
+        return "its backward adds with atomics, in no fixed order, and torch.use_deterministic_algorithms is on"
+    return _trilinear_only(dtype, mode)
+
+
+backends.register("voxel_sample", "cpu", _trilinear_only)
+backends.register("voxel_sample", "cuda", _cuda_can_run)
