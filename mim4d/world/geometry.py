@@ -1,0 +1,167 @@
+"""Curves and frames of the world: bent street coordinates, paths along them, rigid poses. float64, metres, radians."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+KERB_HEIGHT = 0.15  # of a walkway over the road, metres
+PATH_STEP = 0.25  # metres between the vertices of a path
+RAMP = 0.4  # metres a walker needs to step up or down a kerb
+
+
+@dataclass(frozen=True)
+class Bend:
+    """Street coordinates (u along the main road, v to its left) mapped to map coordinates along an arc.
+
+    The main road's centre line (v = 0) is an arc of the given curvature through ``origin``; lines of constant u are
+    the straight lines perpendicular to it. The map is polar coordinates, so that angles between streets survive and a
+    rectangle stays a (slightly wedge-shaped) block.
+    """
+
+    origin: tuple[float, float]  # map coordinates of (u, v) = (0, 0)
+    heading: float  # of the main road at u = 0
+    curvature: float = 0.0  # 1/m, positive bends to the left
+
+    def point(self, uv: Array) -> Array:
+        """(..., 2) street coordinates -> (..., 2) map coordinates."""
+        uv = np.asarray(uv, np.float64)
+        u, v = uv[..., 0], uv[..., 1]
+        k = self.curvature
+        if abs(k) < 1e-9:
+            x, y = u, v
+        else:
+            x = (1.0 / k - v) * np.sin(k * u)
+            y = 1.0 / k - (1.0 / k - v) * np.cos(k * u)
+        c, s = math.cos(self.heading), math.sin(self.heading)
+        return np.stack([self.origin[0] + c * x - s * y, self.origin[1] + s * x + c * y], -1)
+
+    def yaw(self, u: float | Array) -> float | Array:
+        """Heading of the +u direction at u."""
+        return self.heading + self.curvature * u
+
+
+class Path:
+    """A curve sampled densely, addressed by the length travelled along it. Beyond its ends it goes straight on."""
+
+    def __init__(self, points: Array) -> None:
+        self.points = np.asarray(points, np.float64)  # (P, 3)
+        step = np.diff(self.points[:, :2], axis=0)  # (P-1, 2)
+        length = np.hypot(step[:, 0], step[:, 1])
+        self.s = np.concatenate([[0.0], np.cumsum(length)])  # (P,)
+        yaw = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
+        # A chord's heading belongs to its middle; between the middles the heading turns evenly.
+        self._yaw_s = 0.5 * (self.s[1:] + self.s[:-1])
+        self._yaw = yaw
+
+    @property
+    def length(self) -> float:
+        return float(self.s[-1])
+
+    def at(self, s: float | Array) -> tuple[Array, Array]:
+        """Length s (...) -> position (..., 3) and heading (...)."""
+        s = np.asarray(s, np.float64)
+        xyz = np.stack([np.interp(s, self.s, self.points[:, i]) for i in range(3)], -1)
+        yaw = np.interp(s, self._yaw_s, self._yaw)
+        over = np.maximum(s - self.s[-1], 0.0) + np.minimum(s, 0.0)
+        xyz[..., 0] += over * np.cos(yaw)
+        xyz[..., 1] += over * np.sin(yaw)
+        return xyz, yaw
+
+
+def street_path(
+    bend: Bend, corners: list[tuple[float, float]], radius: float = 0.0, kerbs: Array | None = None
+) -> Path:
+    """A path through corners given in street coordinates, each inner corner rounded by an arc of ``radius``.
+
+    ``kerbs`` (K, 2): lengths (in street coordinates) between which the path lies on the road at z = 0; everywhere else
+    it runs on the walkway. None: on the road throughout.
+    """
+    pts = [np.asarray(c, np.float64) for c in corners]
+    poly: list[Array] = [pts[0]]
+    for a, b, c in zip(pts, pts[1:], pts[2:]):
+        din, dout = (b - a) / np.linalg.norm(b - a), (c - b) / np.linalg.norm(c - b)
+        turn = math.atan2(din[0] * dout[1] - din[1] * dout[0], float(din @ dout))
+        cut = radius * math.tan(abs(turn) / 2)
+        left = np.array([-din[1], din[0]]) * math.copysign(1.0, turn)
+        centre = b - din * cut + left * radius
+        n = max(2, math.ceil(radius * abs(turn) / PATH_STEP))
+        angle = math.atan2(-left[1], -left[0]) + np.linspace(0.0, turn, n + 1)
+        poly.extend(centre + radius * np.stack([np.cos(angle), np.sin(angle)], -1))
+    poly.append(pts[-1])
+    dense: list[Array] = []
+    for a, b in zip(poly, poly[1:]):
+        n = max(1, math.ceil(float(np.linalg.norm(b - a)) / PATH_STEP))
+        dense.extend(a + (b - a) * (i / n) for i in range(n))
+    dense.append(poly[-1])
+    uv = np.array(dense)  # (P, 2)
+    uv = uv[np.concatenate([[True], np.linalg.norm(np.diff(uv, axis=0), axis=1) > 1e-9])]
+    z = np.zeros(len(uv))
+    if kerbs is not None:
+        s = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(uv, axis=0), axis=1))])
+        z += KERB_HEIGHT
+        for lo, hi in kerbs:
+            z -= KERB_HEIGHT * np.clip(np.minimum(s - lo, hi - s) / RAMP + 1.0, 0.0, 1.0)
+    return Path(np.concatenate([bend.point(uv), z[:, None]], 1))
+
+
+def yaw_matrix(yaw: float | Array) -> Array:
+    """Heading (...) -> rotation (..., 3, 3) about z."""
+    c, s = np.cos(yaw), np.sin(yaw)
+    zero, one = np.zeros_like(c), np.ones_like(c)
+    return np.stack([np.stack([c, -s, zero], -1), np.stack([s, c, zero], -1), np.stack([zero, zero, one], -1)], -2)
+
+
+def rigid(rotation: Array, translation: Array) -> Array:
+    """Rotation (3, 3) and translation (3,) -> (4, 4)."""
+    out = np.eye(4)
+    out[:3, :3], out[:3, 3] = rotation, translation
+    return out
+
+
+def quaternion(rotation: Array) -> list[float]:
+    """Rotation (3, 3) -> unit quaternion (w, x, y, z) with w >= 0 (Shepperd's method: the largest component first)."""
+    m = rotation
+    squares = np.array(
+        [
+            1 + m[0, 0] + m[1, 1] + m[2, 2],
+            1 + m[0, 0] - m[1, 1] - m[2, 2],
+            1 - m[0, 0] + m[1, 1] - m[2, 2],
+            1 - m[0, 0] - m[1, 1] + m[2, 2],
+        ]
+    )
+    i = int(squares.argmax())
+    a, b, c = m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]
+    d, e, f = m[0, 1] + m[1, 0], m[0, 2] + m[2, 0], m[1, 2] + m[2, 1]
+    rows = [[squares[0], a, b, c], [a, squares[1], d, e], [b, d, squares[2], f], [c, e, f, squares[3]]]
+    q = np.array(rows[i]) / (2.0 * math.sqrt(squares[i]))
+    q = q if q[0] >= 0 else -q
+    return [float(x) for x in q / np.linalg.norm(q)]
+
+
+def boxes_overlap(
+    centre_a: Array, yaw_a: Array, half_a: Array, centre_b: Array, yaw_b: Array, half_b: Array
+) -> NDArray[np.bool_]:
+    """Separating-axis test of rectangles, broadcast over the leading dimensions.
+
+    centre (..., 2), yaw (...), half (..., 2) = (half length, half width). True where they overlap.
+    """
+    delta = centre_b - centre_a
+    ca, sa, cb, sb = np.cos(yaw_a), np.sin(yaw_a), np.cos(yaw_b), np.sin(yaw_b)
+    cos, sin = np.abs(ca * cb + sa * sb), np.abs(sa * cb - ca * sb)  # of the angle between the two
+    along_a = np.abs(delta[..., 0] * ca + delta[..., 1] * sa)
+    across_a = np.abs(-delta[..., 0] * sa + delta[..., 1] * ca)
+    along_b = np.abs(delta[..., 0] * cb + delta[..., 1] * sb)
+    across_b = np.abs(-delta[..., 0] * sb + delta[..., 1] * cb)
+    la, wa, lb, wb = half_a[..., 0], half_a[..., 1], half_b[..., 0], half_b[..., 1]
+    return (
+        (along_a < la + lb * cos + wb * sin)
+        & (across_a < wa + lb * sin + wb * cos)
+        & (along_b < lb + la * cos + wa * sin)
+        & (across_b < wb + la * sin + wa * cos)
+    )

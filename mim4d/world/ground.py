@@ -1,0 +1,72 @@
+"""What is painted on the road: two coverage rasters around the ego's way, with mip levels."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from mim4d.world.roads import Roads
+
+Array = NDArray[np.float32]
+
+RESOLUTION = 0.05  # metres a texel
+LEVELS = 7
+
+
+class Ground:
+    """Paint over the asphalt. ``paint`` (x, y, footprint) -> coverage of white and of yellow, both in [0, 1].
+
+    The white channel holds 0.5 for bare asphalt, 1 for paint and less than 0.5 for dark patches.
+    """
+
+    def __init__(self, roads: Roads, low: tuple[float, float], high: tuple[float, float]) -> None:
+        """Covers the rectangle low..high of map coordinates; beyond it lies bare asphalt."""
+        self.low = np.asarray(low, np.float64)
+        size = np.ceil((np.asarray(high) - self.low) / RESOLUTION).astype(int)
+        align = 1 << (LEVELS - 1)
+        width, height = (int(-(-s // align) * align) for s in size)
+        white, yellow = Image.new("L", (width, height), 128), Image.new("L", (width, height), 0)
+        draw_white, draw_yellow = ImageDraw.Draw(white), ImageDraw.Draw(yellow)
+        for polygon, colour in roads.paint:
+            texels = (polygon - self.low) / RESOLUTION - 0.5  # (P, 2) PIL addresses texel centres by integers
+            if texels.max(0).min() < 0 or (texels.min(0) > (width, height)).any():
+                continue
+            points = [tuple(p) for p in texels.tolist()]
+            if colour == "yellow":
+                draw_yellow.polygon(points, fill=255)
+            else:
+                draw_white.polygon(points, fill=255 if colour == "white" else 96)
+        self.shape: list[tuple[int, int]] = []
+        self.start: list[int] = []
+        chain, total = [], 0
+        for level in range(LEVELS):
+            layers = [np.asarray(im if level == 0 else im.reduce(1 << level)) for im in (white, yellow)]
+            pair = np.stack(layers, -1)  # (h, w, 2) uint8
+            self.shape.append(pair.shape[:2])
+            self.start.append(total)
+            total += pair.shape[0] * pair.shape[1]
+            chain.append(pair.reshape(-1, 2))
+        self.texels = np.concatenate(chain)  # (S, 2) uint8
+        self._heights, self._widths = (np.array(v, np.int32) for v in zip(*self.shape))
+        self._starts = np.array(self.start, np.int32)
+
+    def paint(self, x: Array, y: Array, footprint: Array) -> tuple[Array, Array]:
+        """Map coordinates relative to ``low`` and the size of a pixel on the ground, metres (P,) -> two (P,)."""
+        ratio = np.maximum(footprint / np.float32(RESOLUTION), np.float32(1.0)).astype(np.float32)
+        level = np.minimum((ratio.view(np.int32) >> 23) - 127, LEVELS - 1)  # floor(log2)
+        cell = np.ldexp(np.float32(RESOLUTION), level)
+        w, h, start = self._widths[level], self._heights[level], self._starts[level]
+        fx, fy = x / cell - np.float32(0.5), y / cell - np.float32(0.5)
+        ix, iy = np.floor(fx).astype(np.int32), np.floor(fy).astype(np.int32)
+        ax, ay = fx - ix, fy - iy
+        outside = (ix < 0) | (iy < 0) | (ix >= w - 1) | (iy >= h - 1)
+        at = np.where(outside, 0, start + iy * w + ix)
+        step = np.where(outside, 0, w)
+        one = np.where(outside, 0, 1)
+        t = self.texels
+        value = t[at] * ((1 - ax) * (1 - ay))[:, None] + t[at + one] * (ax * (1 - ay))[:, None]
+        value += t[at + step] * ((1 - ax) * ay)[:, None] + t[at + step + one] * (ax * ay)[:, None]
+        value *= np.float32(1 / 255)
+        value[outside] = (128 / 255, 0.0)
+        return value[:, 0], value[:, 1]

@@ -1,0 +1,177 @@
+"""The sensor rig and what it measures: six cameras, one spinning LiDAR, and the ground truth behind both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mim4d.world.geometry import rigid, yaw_matrix
+from mim4d.world.scene import Hits, Scene
+from mim4d.world.shading import Shader, develop
+from mim4d.world.textures import Material
+
+Array = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+
+CAMERA_HZ, LIDAR_HZ, KEY_HZ = 12, 20, 2
+LIDAR = "LIDAR_TOP"
+BEAMS = 32
+AZIMUTHS = 1084  # firings per turn
+LIDAR_NEAR, LIDAR_FAR = 1.0, 95.0  # metres
+RANGE_NOISE = 0.015  # standard deviation, metres
+# channel: heading in degrees, focal length over image width, place on the car (x, y, z) metres
+CAMERAS: dict[str, tuple[float, float, tuple[float, float, float]]] = {
+    "CAM_FRONT": (0.0, 0.79, (1.70, 0.0, 1.52)),
+    "CAM_FRONT_RIGHT": (-55.0, 0.79, (1.55, -0.49, 1.50)),
+    "CAM_FRONT_LEFT": (55.0, 0.79, (1.55, 0.49, 1.50)),
+    "CAM_BACK": (180.0, 0.505, (0.03, 0.0, 1.57)),
+    "CAM_BACK_LEFT": (110.0, 0.79, (1.03, 0.48, 1.56)),
+    "CAM_BACK_RIGHT": (-110.0, 0.79, (1.03, -0.48, 1.56)),
+}
+OPTICAL = np.array(
+    [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
+)  # ego axes of a camera's x right, y down, z forward
+# Reflectance that the LiDAR sees, by material; paint and skin of cars multiply it by their tint.
+REFLECT = np.full(len(Material), 0.35, np.float32)
+REFLECT[[Material.ASPHALT, Material.TYRE]] = 0.12, 0.06
+REFLECT[[Material.GLASS, Material.CURTAIN]] = 0.08, 0.2
+REFLECT[[Material.METAL, Material.STRIPES, Material.POSTER, Material.BODY_SIDE, Material.BODY]] = (
+    0.6,
+    0.95,
+    0.8,
+    0.5,
+    0.5,
+)
+
+
+def firing_offset(heading: float) -> float:
+    """Seconds from a LiDAR sweep's end to the moment a camera fires: when the turning beam passes its heading (degrees).
+
+    The beam turns clockwise and ends a turn at the rear left camera, as on the nuScenes car.
+    """
+    return -((heading - 110.0) % 360.0) / 360.0 / LIDAR_HZ
+
+
+@dataclass(frozen=True)
+class Camera:
+    channel: str
+    width: int
+    height: int
+    intrinsics: Array  # (3, 3)
+    ego_from_cam: Array  # (4, 4)
+    gain: float  # exposure
+    offset: float  # seconds between the key frame's LiDAR and this camera's firing
+    rays: Float32  # (H * W, 3) unit directions in camera coordinates through the pixel centres
+
+    @property
+    def pixel(self) -> float:
+        """Angle of a pixel in radians."""
+        return 1.0 / float(self.intrinsics[0, 0])
+
+
+@dataclass(frozen=True)
+class Lidar:
+    ego_from_lidar: Array  # (4, 4)
+    rays: Float32  # (AZIMUTHS * BEAMS, 3) unit directions in LiDAR coordinates
+    ring: Float32  # (AZIMUTHS * BEAMS,) beam number, 0 the lowest
+
+
+@dataclass(frozen=True)
+class Rig:
+    cameras: dict[str, Camera]
+    lidar: Lidar
+
+
+def pixel_rays(intrinsics: Array, width: int, height: int, shift: tuple[float, float] = (0.5, 0.5)) -> Float32:
+    """(H * W, 3) unit directions in camera coordinates through ``shift`` inside every pixel, row by row."""
+    x = (np.arange(width) + shift[0] - intrinsics[0, 2]) / intrinsics[0, 0]
+    y = (np.arange(height) + shift[1] - intrinsics[1, 2]) / intrinsics[1, 1]
+    d = np.stack([*np.meshgrid(x, y), np.ones((height, width))], -1).reshape(-1, 3)
+    return (d / np.linalg.norm(d, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _tilt(rng: np.random.Generator, degrees: float) -> Array:
+    """A small random rotation."""
+    v = np.radians(degrees) * rng.standard_normal(3).clip(-2, 2)
+    angle = float(np.linalg.norm(v))
+    k = v / max(angle, 1e-12)
+    m = np.array([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]])
+    return np.eye(3) + math.sin(angle) * m + (1 - math.cos(angle)) * (m @ m)
+
+
+def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> Rig:
+    """A car's sensors with the small differences between one car and the next. image_size = (height, width)."""
+    height, width = image_size
+    cameras = {}
+    for channel, (heading, focal, place) in CAMERAS.items():
+        f = focal * width * (1 + 0.004 * rng.standard_normal())
+        k = np.array(
+            [
+                [f, 0, width * (0.5 + 0.008 * rng.standard_normal())],
+                [0, f, height * (0.54 + 0.008 * rng.standard_normal())],
+                [0, 0, 1],
+            ]
+        )
+        rotation = yaw_matrix(math.radians(heading)) @ OPTICAL @ _tilt(rng, 0.4)
+        pose = rigid(rotation, np.array(place) + 0.01 * rng.standard_normal(3).clip(-2, 2))
+        gain = 0.62 * float(1 + 0.03 * rng.standard_normal())
+        cameras[channel] = Camera(
+            channel, width, height, k, pose, gain, firing_offset(heading), pixel_rays(k, width, height)
+        )
+    elevation = np.radians(np.linspace(-30.67, 10.67, BEAMS))
+    azimuth = -2 * np.pi * np.arange(AZIMUTHS) / AZIMUTHS
+    a, e = np.meshgrid(azimuth, elevation, indexing="ij")
+    rays = np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], -1).reshape(-1, 3)
+    ring = np.broadcast_to(np.arange(BEAMS), (AZIMUTHS, BEAMS)).reshape(-1)
+    mount = rigid(yaw_matrix(-math.pi / 2) @ _tilt(rng, 0.3), np.array([0.95, 0.0, 1.84]))
+    return Rig(cameras, Lidar(mount, rays.astype(np.float32), ring.astype(np.float32)))
+
+
+def _world_rays(scene: Scene, t: float, ego_from_sensor: Array, rays: Float32) -> tuple[Array, Float32]:
+    pose = scene.ego_pose(t) @ ego_from_sensor
+    return pose[:3, 3], rays @ pose[:3, :3].T.astype(np.float32)
+
+
+def look(scene: Scene, camera: Camera, t: float) -> Hits:
+    """Ground truth of an image: the hit of every pixel's centre ray, row by row (H * W). ``distance`` is ray length."""
+    origin, d = _world_rays(scene, t, camera.ego_from_cam, camera.rays)
+    return scene.cast(t, origin, d)
+
+
+def camera_depth(scene: Scene, camera: Camera, t: float) -> Float32:
+    """(H, W) ray length in metres of every pixel at the moment t, inf in the sky."""
+    return look(scene, camera, t).distance.reshape(camera.height, camera.width)
+
+
+def render(scene: Scene, shader: Shader, camera: Camera, t: float) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB image at the moment t."""
+    origin, d = _world_rays(scene, t, camera.ego_from_cam, camera.rays)
+    hits = scene.cast(t, origin, d)
+    linear = shader.colours(t, origin, d, hits, camera.pixel)
+    return develop(linear, camera.gain).reshape(camera.height, camera.width, 3)
+
+
+def sweep(scene: Scene, lidar: Lidar, t: float, rng: np.random.Generator) -> tuple[Float32, NDArray[np.int32]]:
+    """One turn of the LiDAR, as if all beams fired at the moment t.
+
+    Returns points (P, 5) [x, y, z in LiDAR coordinates, intensity 0..255, ring] and the actor (P,) each one lies on, or
+    -1. Beams that meet nothing between LIDAR_NEAR and LIDAR_FAR return nothing, as do a few weak ones.
+    """
+    origin, d = _world_rays(scene, t, lidar.ego_from_lidar, lidar.rays)
+    hits = scene.cast(t, origin, d)
+    noise = (RANGE_NOISE * rng.standard_normal(len(d))).astype(np.float32)
+    luck = rng.random(len(d), dtype=np.float32)
+    kept = np.flatnonzero((hits.distance > LIDAR_NEAR) & (hits.distance < LIDAR_FAR))
+    face, r = hits.face[kept], hits.distance[kept]
+    facing = np.abs((hits.normals[face] * d[kept]).sum(1))
+    reflect = REFLECT[scene.mesh.material[face]] * (0.4 + 0.6 * scene.mesh.tint[face].mean(1).clip(0, 1))
+    signal = reflect * (0.25 + 0.75 * facing)
+    strong = luck[kept] < 1.3 * np.exp(-((r / 70.0) ** 2) * (0.25 / (signal + 0.02)))
+    kept, r, signal = kept[strong], r[strong], signal[strong]
+    xyz = lidar.rays[kept] * (r + noise[kept])[:, None]
+    intensity = np.round(np.clip(255 * signal * (0.9 + 0.2 * luck[kept]), 0, 255))
+    points = np.concatenate([xyz, intensity[:, None], lidar.ring[kept, None]], 1).astype(np.float32)
+    return points, hits.owner[kept]
