@@ -1,0 +1,24 @@
+"""Thin modules over :mod:`mim4d.ops`. They need torch and numpy alone, and no training side."""
+
+from .geometry import VoxelGrid, compose, invert_rigid, project, transform_points, unproject
+from .lift_splat import LiftSplat
+from .ms_deform_attn import MSDeformAttn, TemporalDeformAttn
+from .sdf_field import SDFField
+from .sdf_renderer import RenderOutput, SDFRenderer
+from .voxel_sample import VoxelSampler
+
+__all__ = [
+    "LiftSplat",
+    "MSDeformAttn",
+    "RenderOutput",
+    "SDFField",
+    "SDFRenderer",
+    "TemporalDeformAttn",
+    "VoxelGrid",
+    "VoxelSampler",
+    "compose",
+    "invert_rigid",
+    "project",
+    "transform_points",
+    "unproject",
+]
