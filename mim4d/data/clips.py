@@ -71,10 +71,10 @@ class DataConfig:
     def check(self) -> None:
         """Raises UserError naming the first option whose value cannot work."""
         height, width = self.image_size
-        # Below the sky line there must be enough pixels that are not held out, whatever the LiDAR hits.
+        # Whatever the LiDAR hits, below the sky line so many pixels are left to fill up with.
         drawable = (height - int(np.ceil(self.sky * height))) * width
         if self.holdout == "rays":
-            drawable -= int(np.ceil(self.holdout_fraction * height * width))
+            drawable -= int(np.ceil(self.holdout_fraction * drawable))
         for option, bad, need in (
             ("offsets", 0.0 not in self.offsets, "needs 0.0, the key frame"),
             ("offsets", len(set(self.offsets)) != len(self.offsets), "names a time twice"),
@@ -88,11 +88,7 @@ class DataConfig:
             ("holdout-fraction", not 0 < self.holdout_fraction < 1, "must be between 0 and 1"),
             ("workers", self.workers < 0, "must not be negative"),
             ("rays-per-camera", self.rays_per_camera < 1, "must be at least 1"),
-            (
-                "rays-per-camera",
-                self.rays_per_camera > drawable,
-                f"is more than the {drawable} pixels there are to draw",
-            ),
+            ("rays-per-camera", self.rays_per_camera > drawable, f"is more than the {drawable} pixels to draw from"),
         ):
             if bad:
                 raise UserError(f"--data.{option} {getattr(self, option.replace('-', '_'))!r} {need}")
@@ -168,26 +164,30 @@ class ClipDataset(Dataset[ClipBatch]):
     def __init__(self, config: DataConfig, clips: Sequence[ClipRecord], *, train: bool, seed: int = 0) -> None:
         config.check()
         self.config, self.train, self.seed = config, train, seed
-        self.clips = PackedClips(clips)
+        self.clips = clips if isinstance(clips, PackedClips) else PackedClips(clips)
         # Shared memory, so that workers that live on from epoch to epoch see the change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the draws of the clips that are loaded from now on."""
+        """Choose the draws of the clips that are read from now on."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> ClipBatch:
+        return self.load(index, int(self._epoch))
+
+    def load(self, index: int, epoch: int) -> ClipBatch:
+        """The clip as it is in an epoch, whatever :meth:`set_epoch` said; validation is the same in all of them."""
         clip = self.clips[index]
         config = self.config
         loaded = {t: (frame, self._views(frame)) for t, frame in enumerate(clip.frames) if frame is not None}
         key_from_global = invert_rigid(clip.key_frame.global_from_frame)
         # A missing frame gets the key frame's calibration and pose: finite, invertible, and masked by `valid`.
         views = [loaded.get(t, loaded[clip.key])[1] for t in range(len(clip.frames))]
-        targets, target_valid = self._targets(clip)
-        drawn = [self._draw(clip, *loaded[target]) for target in targets]
+        targets, target_valid = self._targets(clip, epoch)
+        drawn = [self._draw(clip, epoch, *loaded[target]) for target in targets]
         rays = [rays if real else rays.blank() for rays, real in zip(drawn, target_valid, strict=True)]
         height, width = padded_size(config.image_size, config.pad_multiple)
         images = torch.zeros(1, len(views), len(config.cameras), 3, height, width)
@@ -256,9 +256,9 @@ class ClipDataset(Dataset[ClipBatch]):
             parts.append((hits, other))
         return parts
 
-    def _draw(self, clip: ClipRecord, frame: FrameRecord, views: list[View]) -> Rays:
+    def _draw(self, clip: ClipRecord, epoch: int, frame: FrameRecord, views: list[View]) -> Rays:
         config = self.config
-        moment = ("train", self.seed, int(self._epoch)) if self.train else ("val",)
+        moment = ("train", self.seed, epoch) if self.train else ("val",)
         rays = [
             draw_rays(
                 view,
@@ -274,12 +274,12 @@ class ClipDataset(Dataset[ClipBatch]):
         ]
         return Rays.join(torch.stack, rays)
 
-    def _targets(self, clip: ClipRecord) -> tuple[list[int], list[bool]]:
+    def _targets(self, clip: ClipRecord, epoch: int) -> tuple[list[int], list[bool]]:
         if not self.train:
             return [clip.key], [True]
         others = [t for t, frame in enumerate(clip.frames) if frame is not None and t != clip.key]
         count = min(self.config.targets, len(clip.frames))
-        rng = stable_rng("targets", self.seed, int(self._epoch), clip.token)
+        rng = stable_rng("targets", self.seed, epoch, clip.token)
         chosen = [clip.key, *(int(t) for t in rng.permutation(others)[: count - 1])]
         missing = count - len(chosen)
         return chosen + [clip.key] * missing, [True] * len(chosen) + [False] * missing

@@ -54,7 +54,7 @@ def load_tables(root: str | Path, version: str) -> NuScenes:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return NuScenes(version=version, dataroot=str(base), verbose=False)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+    except Exception as error:  # the devkit raises bare Exception too, and never says which file
         raise verify.explain_failed_load(base, version, error) from None
 
 

@@ -8,7 +8,7 @@ once.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import overload
 
 import numpy as np
@@ -23,7 +23,8 @@ class PackedClips(Sequence[ClipRecord]):
     Items are rebuilt on access and equal those given value by value. Raises ValueError where offsets or cameras differ.
     """
 
-    def __init__(self, clips: Sequence[ClipRecord]) -> None:
+    def __init__(self, clips: Iterable[ClipRecord]) -> None:
+        clips = list(clips)  # frames are told apart by identity, so each clip is made once
         if len({(clip.offsets, clip.key) for clip in clips}) > 1:
             raise ValueError("PackedClips: all clips must have the same offsets and key index")
         frames: dict[int, FrameRecord] = {id(f): f for clip in clips for f in clip.frames if f is not None}
@@ -38,7 +39,7 @@ class PackedClips(Sequence[ClipRecord]):
         self._scenes = _text([clip.scene for clip in clips])  # (M,)
         self._rows = np.array(  # (M, T) row of the frame, or -1
             [[-1 if f is None else row[id(f)] for f in clip.frames] for clip in clips], dtype=np.int32
-        ).reshape(len(clips), -1)
+        ).reshape(len(clips), len(self._offsets))
         self._times = np.array([f.timestamp_us for f in some], dtype=np.int64)  # (F,)
         self._poses = _stack([f.global_from_frame for f in some], (4, 4))  # (F, 4, 4)
         shape = (len(some), len(self._channels))
