@@ -68,7 +68,7 @@ def sdf_march(
         along = ray.expand(-1, -1, -1, S).reshape(3, -1)  # (3, P)
         colour = _colour(_decoder(rgb_weights, origins.dtype), points, along, features, normal, value[1:])  # (3, P)
 
-        sdf = value[0].view(B, R, S)
+        sdf = value[0].clone().view(B, R, S)  # so that who keeps it keeps not the geometry features too
         normal = normal.view(3, B, R, S)
         cosine = (ray * normal).sum(0)  # (B, R, S)
         fall = -(F.relu(0.5 - 0.5 * cosine) * (1 - cos_anneal) + F.relu(-cosine) * cos_anneal)
@@ -77,7 +77,7 @@ def sdf_march(
         total = weights.sum(-1)  # (B, R)
         depth = (weights * start).sum(-1) / (total + 1e-10)  # (B, R)
         rgb = (weights * colour.view(3, B, R, S)).sum(-1).movedim(0, -1)  # (B, R, 3)
-    return rgb.contiguous(), depth, total, sdf.contiguous(), normal.movedim(0, -1).contiguous(), weights
+    return rgb.contiguous(), depth, total, sdf, normal.movedim(0, -1).contiguous(), weights
 
 
 def sdf_march_backward(
