@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mim4d.data.frames import CAMERAS, ClipRecord, FrameRecord, invert_rigid, transform
-from mim4d.data.nuscenes import clips_of_split, default_splits, load_tables
+from mim4d.data.nuscenes import check_offsets, clips_of_split, default_splits, load_tables
 from mim4d.data.packed import PackedClips
 from mim4d.data.rays import (
     NO_HITS,
@@ -70,20 +70,25 @@ class DataConfig:
 
     def check(self) -> None:
         """Raises UserError naming the first option whose value cannot work."""
+        check_offsets(self.offsets)
         height, width = self.image_size
+        bounds = self.lidar_bounds
         # Whatever the LiDAR hits, below the sky line so many pixels are left to fill up with.
         drawable = (height - int(np.ceil(self.sky * height))) * width
         if self.holdout == "rays":
             drawable -= int(np.ceil(self.holdout_fraction * drawable))
         for option, bad, need in (
-            ("offsets", 0.0 not in self.offsets, "needs 0.0, the key frame"),
-            ("offsets", len(set(self.offsets)) != len(self.offsets), "names a time twice"),
             ("tolerance", self.tolerance < 0, "must not be negative"),
             ("cameras", not self.cameras or len(set(self.cameras)) != len(self.cameras), "must name distinct cameras"),
             ("image-size", min(height, width) < 1, "must be a positive height and width"),
             ("pad-multiple", self.pad_multiple < 1, "must be at least 1"),
             ("targets", self.targets < 1, "must be at least 1"),
             ("sky", not 0 <= self.sky < 1, "must be in [0, 1)"),
+            (
+                "lidar-bounds",
+                bounds is not None and any(bounds[i] >= bounds[i + 3] for i in range(3)),
+                "is an empty box",
+            ),
             ("holdout", self.holdout not in ("scenes", "rays"), "must be 'scenes' or 'rays'"),
             ("holdout-fraction", not 0 < self.holdout_fraction < 1, "must be between 0 and 1"),
             ("workers", self.workers < 0, "must not be negative"),

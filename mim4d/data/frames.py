@@ -21,7 +21,7 @@ LIDAR = "LIDAR_TOP"
 """The LiDAR that defines a frame's time and pose."""
 
 
-def rotation_matrix(quaternion: Sequence[float]) -> Array:
+def rotation_matrix(quaternion: Sequence[float] | Array) -> Array:
     """Rotation (3, 3) of a unit quaternion (w, x, y, z)."""
     w, x, y, z = (float(value) for value in quaternion)
     return np.array(

@@ -13,7 +13,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,12 @@ def default_splits(version: str) -> tuple[str, str]:
     raise UserError(f"version {version!r} has no usual splits: give --data.train-split and --data.val-split")
 
 
+def check_offsets(offsets: Sequence[float]) -> None:
+    """Raises UserError unless the offsets of a clip name the key frame, 0.0, and no time twice."""
+    if 0.0 not in offsets or len(set(offsets)) != len(offsets):
+        raise UserError(f"--data.offsets {tuple(offsets)} must name 0.0 (the key frame) once, and no time twice")
+
+
 def open_clips(
     root: str | Path,
     version: str,
@@ -109,8 +115,7 @@ def clips_of_split(
         UserError: an unknown split, camera or offset list; nothing in the split; a broken record; a missing file.
     """
     root = Path(tables.dataroot)
-    if list(offsets).count(0.0) != 1 or len(set(offsets)) != len(offsets):
-        raise UserError(f"--data.offsets {tuple(offsets)} must name 0.0 (the key frame) once, and no time twice")
+    check_offsets(offsets)
     known = {row["channel"] for row in tables.sensor if row["modality"] == "camera"}
     for camera in cameras:
         if camera not in known:
@@ -126,16 +131,16 @@ def clips_of_split(
         )
     limit = round(tolerance * 1e6)
     records = _records_by_scene(tables, {scene["token"] for scene in scenes}, (*cameras, LIDAR))
+    samples: dict[str, list[Row]] = {scene["token"]: [] for scene in scenes}
+    for sample in tables.sample:
+        samples.get(sample["scene_token"], []).append(sample)
     clips: list[ClipRecord] = []
     for scene in scenes:
         finder = _FrameFinder(tables, records[scene["token"]], cameras, limit)
-        token = scene["first_sample_token"]
-        while token:
-            sample = _get(tables, "sample", token)
+        for sample in sorted(samples[scene["token"]], key=lambda row: row["timestamp"]):
             clip = _clip(finder, sample, scene["name"], tuple(float(offset) for offset in offsets))
             if clip is not None:
                 clips.append(clip)
-            token = sample["next"]
     if not clips:
         raise UserError(
             f"split {split!r} is empty: no key frame of its {len(scenes)} scene(s) has all of {', '.join(cameras)} "
@@ -187,24 +192,32 @@ def _get(tables: NuScenes, table: str, token: str) -> Row:
         ) from None
 
 
+def _numbers(table: str, row: Row, column: str, shape: tuple[int, ...]) -> Array:
+    """A column as finite numbers of a shape, or UserError."""
+    try:
+        values = np.asarray(row[column], dtype=np.float64)
+    except (ValueError, TypeError):
+        values = np.zeros(0)
+    if values.shape != shape or not np.isfinite(values).all():
+        size = "x".join(map(str, shape))
+        raise UserError(f"broken record: {table}.json, token {row['token']}: {column} must be {size} finite numbers")
+    return values
+
+
 def _pose(table: str, row: Row) -> Array:
     """The (4, 4) of a row's translation and rotation (w, x, y, z); UserError where they are no rigid motion."""
-    rotation, translation = np.asarray(row["rotation"], float), np.asarray(row["translation"], float)
+    rotation = _numbers(table, row, "rotation", (4,))
     norm = np.linalg.norm(rotation)
-    if rotation.shape != (4,) or translation.shape != (3,) or not np.isfinite([*translation, norm]).all():
-        raise UserError(f"broken record: {table}.json, token {row['token']}: rotation and translation must be finite")
     if abs(norm - 1) > 1e-3:
         raise UserError(f"broken record: {table}.json, token {row['token']}: the rotation's norm is {norm:.4g}, not 1")
-    return rigid(rotation_matrix(rotation / norm), translation)
+    return rigid(rotation_matrix(rotation / norm), _numbers(table, row, "translation", (3,)))
 
 
 def _intrinsics(row: Row) -> Array:
-    matrix = np.asarray(row["camera_intrinsic"], dtype=float)
-    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
-        raise UserError(
-            f"broken record: calibrated_sensor.json, token {row['token']}: camera_intrinsic must be a finite 3x3 with "
-            "positive focal lengths"
-        )
+    matrix = _numbers("calibrated_sensor", row, "camera_intrinsic", (3, 3))
+    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
+        where = f"calibrated_sensor.json, token {row['token']}"
+        raise UserError(f"broken record: {where}: camera_intrinsic has no positive focal length")
     return matrix
 
 
@@ -238,6 +251,13 @@ def _records_by_scene(tables: NuScenes, scenes: set[str], channels: Sequence[str
     }
 
 
+class _Found(NamedTuple):
+    """The records that make a frame, by their indices in their channels."""
+
+    lidar: int | None
+    cameras: tuple[int, ...]
+
+
 class _FrameFinder:
     """Builds the frames of one scene, each once, so that clips share them."""
 
@@ -246,7 +266,7 @@ class _FrameFinder:
         self._cameras = [records[channel] for channel in cameras]
         self._channels = tuple(cameras)
         self._lidar = records[LIDAR]
-        self._built: dict[tuple[int | None, ...], FrameRecord] = {}
+        self._built: dict[_Found, FrameRecord] = {}
         self._ego_times: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._ego_poses: Array = np.zeros((0, 4, 4))
         if not self._lidar.rows:
@@ -254,8 +274,8 @@ class _FrameFinder:
             self._ego_times = np.array(sorted(poses), dtype=np.int64)
             self._ego_poses = np.array([self._ego(poses[int(time)]) for time in self._ego_times])
 
-    def indices(self, time: int) -> tuple[int | None, ...] | None:
-        """(LiDAR record or None, one record per camera) of the frame at a time, or None where there is none."""
+    def find(self, time: int) -> _Found | None:
+        """The records of the frame at a time in microseconds, or None where there is no such frame."""
         lidar = None
         sample = ""
         if self._lidar.rows:
@@ -273,22 +293,22 @@ class _FrameFinder:
             if index is None:
                 return None
             found.append(index)
-        return lidar, *found
+        return _Found(lidar, tuple(found))
 
-    def frame(self, indices: tuple[int | None, ...]) -> FrameRecord:
-        if indices not in self._built:
-            self._built[indices] = self._build(indices)
-        return self._built[indices]
+    def frame(self, found: _Found) -> FrameRecord:
+        if found not in self._built:
+            self._built[found] = self._build(found)
+        return self._built[found]
 
-    def _build(self, indices: tuple[int | None, ...]) -> FrameRecord:
-        rows = [
-            channel.rows[index] for channel, index in zip(self._cameras, indices[1:], strict=True) if index is not None
-        ]
-        cameras = tuple(self._camera(channel, row) for channel, row in zip(self._channels, rows, strict=True))
-        if indices[0] is None:
+    def _build(self, found: _Found) -> FrameRecord:
+        cameras = tuple(
+            self._camera(name, records.rows[index])
+            for name, records, index in zip(self._channels, self._cameras, found.cameras, strict=True)
+        )
+        if found.lidar is None:
             mean = sum(camera.timestamp_us for camera in cameras) / len(cameras)
             return FrameRecord(round(mean), interpolate_pose(self._ego_times, self._ego_poses, mean), cameras, None)
-        row = self._lidar.rows[indices[0]]
+        row = self._lidar.rows[found.lidar]
         lidar = LidarRecord(
             path=self._path(row),
             ego_from_lidar=_pose("calibrated_sensor", self._calibration(row)),
@@ -325,20 +345,17 @@ class _FrameFinder:
 
 def _clip(finder: _FrameFinder, sample: Row, scene: str, offsets: tuple[float, ...]) -> ClipRecord | None:
     frames: list[FrameRecord | None] = [None] * len(offsets)
-    seen: list[set[int | None]] | None = None
+    seen: set[tuple[int, int]] = set()  # (camera, record)
     # Nearest offsets first: they keep a record that two offsets would share. An image twice in a clip would give away
     # the frame that is to be reconstructed from the others.
     for position in sorted(range(len(offsets)), key=lambda i: abs(offsets[i])):
-        indices = finder.indices(sample["timestamp"] + round(offsets[position] * 1e6))
-        if offsets[position] == 0.0 and indices is None:
-            return None
-        if indices is None:
+        found = finder.find(sample["timestamp"] + round(offsets[position] * 1e6))
+        if found is None:
+            if offsets[position] == 0.0:
+                return None
             continue
-        images = indices[1:]
-        seen = seen if seen is not None else [set() for _ in images]
-        if any(image in before for image, before in zip(images, seen, strict=True)):
-            continue
-        for image, before in zip(images, seen, strict=True):
-            before.add(image)
-        frames[position] = finder.frame(indices)
+        images = set(enumerate(found.cameras))
+        if not images & seen:
+            seen |= images
+            frames[position] = finder.frame(found)
     return ClipRecord(sample["token"], scene, offsets, tuple(frames), offsets.index(0.0))

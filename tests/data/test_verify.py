@@ -153,10 +153,11 @@ def test_dots_within_the_root_are_harmless(tmp_path):
     [
         ("calibrated_sensor", {"rotation": [0, 0, 0, 0]}, "the rotation's norm is 0, not 1"),
         ("calibrated_sensor", {"rotation": [2, 0, 0, 0]}, "the rotation's norm is 2, not 1"),
-        ("calibrated_sensor", {"translation": [0, float("nan"), 0]}, "must be finite"),
-        ("ego_pose", {"rotation": [1, 0, 0]}, "must be finite"),
-        ("calibrated_sensor", {"camera_intrinsic": []}, "camera_intrinsic must be a finite 3x3"),
-        ("calibrated_sensor", {"camera_intrinsic": [[0, 0, 1], [0, 5, 1], [0, 0, 1]]}, "positive focal lengths"),
+        ("calibrated_sensor", {"translation": [0, float("nan"), 0]}, "translation must be 3 finite numbers"),
+        ("ego_pose", {"rotation": [1, 0, 0]}, "rotation must be 4 finite numbers"),
+        ("ego_pose", {"rotation": [1, 0, 0, "?"]}, "rotation must be 4 finite numbers"),
+        ("calibrated_sensor", {"camera_intrinsic": []}, "camera_intrinsic must be 3x3 finite numbers"),
+        ("calibrated_sensor", {"camera_intrinsic": [[0, 0, 1], [0, 5, 1], [0, 0, 1]]}, "no positive focal length"),
         ("sample_data", {"width": 0}, "width and height must be positive"),
     ],
 )
