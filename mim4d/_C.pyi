@@ -1,16 +1,20 @@
-"""Build facts and enums of the native code. No tensors pass through here."""
+"""Facts about the native build. No tensors pass through here."""
 
-from enum import IntEnum
+from typing import ClassVar
 
-class Mode(IntEnum):
-    trilinear = 0
-    smoothstep = 1
-    bicubic = 2
-    tricubic = 3
+class Mode:
+    trilinear: ClassVar[Mode]
+    smoothstep: ClassVar[Mode]
+    bicubic: ClassVar[Mode]
+    tricubic: ClassVar[Mode]
+    __members__: ClassVar[dict[str, Mode]]
+    def __int__(self) -> int: ...
 
-class Padding(IntEnum):
-    zeros = 0
-    border = 1
+class Padding:
+    zeros: ClassVar[Padding]
+    border: ClassVar[Padding]
+    __members__: ClassVar[dict[str, Padding]]
+    def __int__(self) -> int: ...
 
 def build_info() -> dict[str, str]: ...
 def cpu_isa() -> str: ...

@@ -210,19 +210,19 @@ define(
 # ---- backends
 
 
-def _trilinear_only(dtype: torch.dtype, mode: str) -> str | None:
+def _cpu_can_run(dtype: torch.dtype, mode: str) -> str | None:
     if mode != "trilinear":
         return f"its kernel reads trilinear, not {mode}"
-    if dtype not in (torch.float32, torch.float64):
-        return f"its kernel reads float32 and float64, not {dtype}"
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
     return None
 
 
 def _cuda_can_run(dtype: torch.dtype, mode: str) -> str | None:
     if torch.are_deterministic_algorithms_enabled():
-        return "its backward adds with atomics, in no fixed order, and torch.use_deterministic_algorithms is on"
-    return _trilinear_only(dtype, mode)
+        return "its backward adds in no fixed order, and torch.use_deterministic_algorithms is on"
+    return _cpu_can_run(dtype, mode)
 
 
-backends.register("voxel_sample", "cpu", _trilinear_only)
+backends.register("voxel_sample", "cpu", _cpu_can_run)
 backends.register("voxel_sample", "cuda", _cuda_can_run)

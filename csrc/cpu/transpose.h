@@ -1,0 +1,17 @@
+#pragma once
+// Matrix transposition for tensors that lie channels first and are wanted channels last.
+
+#include <stdint.h>
+
+#include "cpu/isa.h"
+
+namespace mim4d {
+
+// to[r][c] = from[c][r] for the rows [begin, end) of `to`, which has R rows of C values
+template <class T>
+using Transpose = void (*)(const T* from, T* to, int64_t R, int64_t C, int64_t begin, int64_t end);
+
+}  // namespace mim4d
+
+MIM4D_DECLARE_ISA(::mim4d::Transpose<float>, transpose_float)
+MIM4D_DECLARE_ISA(::mim4d::Transpose<double>, transpose_double)

@@ -1,0 +1,13 @@
+#pragma once
+
+namespace mim4d {
+
+// The sum of x over each group of `lanes` neighbouring threads, a power of two up to 32. All threads of the warp take
+// part.
+template <class T>
+__device__ __forceinline__ T group_sum(T x, int lanes) {
+  for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
+}  // namespace mim4d
