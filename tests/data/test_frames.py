@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim4d.data.frames import (
@@ -40,6 +40,7 @@ def camera(channel="CAM_FRONT", time=0, position=(0.0, 0.0), yaw=0.0):
 unit_quaternions = st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: np.linalg.norm(q) > 0.1)
 
 
+@settings(deadline=None)
 @given(unit_quaternions)
 def test_a_quaternion_gives_a_rotation_and_its_negative_the_same(quaternion):
     q = np.array(quaternion) / np.linalg.norm(quaternion)
@@ -55,6 +56,7 @@ def test_a_quaternion_turns_by_twice_its_half_angle():
     np.testing.assert_allclose(rotation_matrix([0.5, 0.5, 0.5, 0.5]) @ [1, 2, 3], [3, 1, 2], atol=1e-15)
 
 
+@settings(deadline=None)
 @given(unit_quaternions, st.tuples(*[st.floats(-1000, 1000)] * 3))
 def test_the_inverse_undoes_a_motion(quaternion, translation):
     matrix = rigid(rotation_matrix(np.array(quaternion) / np.linalg.norm(quaternion)), translation)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -23,6 +23,7 @@ def save(path: Path, pixels: np.ndarray, **options: object) -> CameraRecord:
     return CameraRecord("CAM", str(path), pixels.shape[1], pixels.shape[0], K, np.eye(4), np.eye(4), 0)
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 3), st.floats(0.1, 3))
 def test_projecting_then_resizing_is_projecting_with_the_resized_intrinsics(scale_x, scale_y):
     points = np.array([[1.0, 2, 10], [-3, 0.5, 4], [0, 0, 1]])
