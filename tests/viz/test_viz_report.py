@@ -1,0 +1,334 @@
+"""The page: well formed, self-contained, escaped, its numbers those of the summary, honest about what is missing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_run import CONFIG, write_run
+from PIL import Image
+
+from mim4d.errors import UserError
+from mim4d.viz import page, story
+from mim4d.viz.report import write_report
+from mim4d.viz.run import load_run
+
+VOID = {"meta", "img", "br", "col", "link", "input", "hr"}
+URL_ATTRIBUTES = {"src", "href", "xlink:href", "action", "data", "poster", "srcset"}
+
+
+class Page(HTMLParser):
+    """Parses a page and fails on tags that do not close in order; keeps elements, links and text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(source)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"<{tag}> repeats an attribute: {names}"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in self.open:
+            self.texts.setdefault(tag, []).append(data)
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def text(self, tag: str = "body") -> str:
+        return " ".join("".join(self.texts.get(tag, [])).split())
+
+    def links(self) -> list[str]:
+        return [value or "" for _, attrs in self.tags for name, value in attrs.items() if name in URL_ATTRIBUTES]
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Page]:
+    """Writes the report of a copy of a run and parses it."""
+
+    def write(run: Path) -> Page:
+        copy = tmp_path_factory.mktemp("copy") / run.name
+        shutil.copytree(run, copy)
+        return Page(write_report(copy).read_text(encoding="utf-8"))
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def finished(finished_run: Path, read: Callable[[Path], Page]) -> Page:
+    return read(finished_run)
+
+
+def change_summary(run: Path, **entries: object) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, **entries}))
+
+
+def test_page_is_whole_and_written_in_place(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", frames=1)
+    path = write_report(run)
+    assert path == run / "report.html"
+    assert path.stat().st_size < 6e6
+    first = path.read_bytes()
+    assert write_report(run).read_bytes() == first  # nothing in it depends on when it was written
+    assert sorted(entry.name for entry in run.iterdir()) == [
+        "config.yaml",
+        "metrics.jsonl",
+        "renders",
+        "report.html",
+        "summary.json",
+    ]
+
+
+def test_nothing_is_loaded_from_elsewhere(finished: Page) -> None:
+    assert finished.links()
+    for link in finished.links():
+        assert link.startswith(("data:image/", "#")), link[:80]
+    assert not finished.of("script")
+    assert not finished.of("link")
+    assert not finished.of("iframe")
+    assert not [name for _, attributes in finished.tags for name in attributes if name.startswith("on")]
+    style = finished.text("style")
+    assert "url(" not in style
+    assert "@import" not in style
+    policy = next(meta["content"] for meta in finished.of("meta") if meta.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:")
+
+
+def test_anchors_lead_somewhere_and_ids_are_unique(finished: Page) -> None:
+    ids = [value for _, attributes in finished.tags for name, value in attributes.items() if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in finished.links() if link.startswith("#")} <= set(ids)
+
+
+def test_every_picture_decodes_and_is_described(finished: Page) -> None:
+    pictures = finished.of("img")
+    # strip 5, input 2 x 6, colours 6 x 4, depth 6 x 4, one colour bar
+    assert len(pictures) == 5 + 12 + 24 + 24 + 1
+    embedded = [link for link in finished.links() if link.startswith("data:")]
+    assert len(embedded) > len(pictures)  # the maps hold pictures too
+    for link in embedded:
+        kind, data = link.removeprefix("data:image/").split(";base64,")
+        with Image.open(io.BytesIO(base64.b64decode("".join(data.split()), validate=True))) as picture:
+            picture.load()
+            assert picture.format == kind.upper()
+    for attributes in pictures:
+        assert attributes["alt"]
+    for attributes in finished.of("svg"):
+        assert attributes["role"] == "img"
+        assert attributes["aria-label"]
+
+
+def test_headline_and_table_hold_the_numbers_of_the_summary(finished: Page, finished_run: Path) -> None:
+    summary = json.loads((finished_run / "summary.json").read_text())
+    val, rebuilt = summary["val"], summary["val_reconstructed"]
+    assert finished.text("h1") == "Depth error on scenes kept out of training fell by 67 %, from 9.81 m to 3.20 m"
+    shown = {float(attributes["value"] or "nan") for attributes in finished.of("data")}
+    for group in (val["before"], val["after"], val["trivial"], rebuilt["before"], rebuilt["after"]):
+        assert {group["rgb_l1"], group["depth_l1_m"]} <= shown
+    text = finished.text()
+    for words in (
+        "out of training (4 clips)",
+        "0.211",
+        "0.087",
+        f"{page.MINUS}59 %",
+        "6.14 m",
+        f"model: {page.MINUS}48 %",
+        "150 training steps",
+    ):
+        assert words in text
+    assert "3 min 21 s" in text
+    assert "better than a trivial guess in distance and in colour" in text
+    assert "Synthetic" not in text
+
+
+@pytest.mark.parametrize(
+    "before, after, words",
+    [
+        (4.0, 5.0, "rose by 25 %, from 4.00 m to 5.00 m"),
+        (4.0, 4.001, "did not change: from 4.00 m to 4.00 m"),
+        (4.0, None, "cannot be compared: from 4.00 m to no number"),
+    ],
+)
+def test_headline_tells_bad_news_too(finished_run: Path, before: float, after: float | None, words: str) -> None:
+    trivial = {"rgb_l1": 0.05, "depth_l1_m": 1.0}
+    val = {"before": {"rgb_l1": 0.2, "depth_l1_m": before}, "after": {"rgb_l1": 0.1, "depth_l1_m": after}}
+    run = replace(load_run(finished_run), summary={"val": {**val, "trivial": trivial}})
+    assert words in Page(f"<h1>{story.headline(run)}</h1>").text("h1")
+    assert "does not beat a trivial guess yet" in story.verdict(run)
+
+
+@pytest.mark.parametrize(
+    "depth, colour, words",
+    [
+        (1.0, 0.1, "in distance and in colour."),
+        (1.0, 0.3, "but not yet in colour"),
+        (3.0, 0.1, "but not yet in distance"),
+    ],
+)
+def test_verdict_against_the_trivial_guess(finished_run: Path, depth: float, colour: float, words: str) -> None:
+    after, trivial = {"rgb_l1": colour, "depth_l1_m": depth}, {"rgb_l1": 0.2, "depth_l1_m": 2.0}
+    run = replace(load_run(finished_run), summary={"val": {"before": trivial, "after": after, "trivial": trivial}})
+    assert words in story.verdict(run)
+
+
+def test_strings_are_escaped(tmp_path: Path) -> None:
+    attack = "<script>alert('x')</script>"
+    config = CONFIG.replace("demo", f'"{attack}"').replace("data/world", f'"{attack}"').replace("convnext_atto", attack)
+    run = write_run(tmp_path / "<b>run</b>", frames=1, config=config)
+    val = json.loads((run / "summary.json").read_text())["val"]
+    environment = {
+        attack: attack,
+        "ops": {attack: {attack: attack}},
+        "list": [attack, {attack: None}],
+        "lines": f"a\n{attack}",
+    }
+    change_summary(run, environment=environment, steps=attack, data=attack, val=val)
+    for name in ("before", "after"):
+        arrays = dict(np.load(run / "renders" / f"{name}.npz"))
+        arrays["cameras"] = np.array([f"{attack}{index}" for index in range(6)])
+        np.savez(run / "renders" / f"{name}.npz", **arrays)
+    source = write_report(run).read_text()
+    written = Page(source)
+    assert not written.of("script")
+    assert not written.of("b")
+    assert attack in written.text()  # it is there, as text
+    assert "<script" not in source.lower()
+
+
+def test_single_frame_run_shows_nothing_reconstructed(tmp_path: Path) -> None:
+    written = Page(write_report(write_run(tmp_path / "run", frames=1)).read_text())
+    text = written.text()
+    assert "econstructed" not in text
+    assert "After training" in text
+    assert "What moves" not in text
+    assert len(written.of("img")) == 5 + 12 + 18 + 18 + 1
+
+
+def test_unfinished_run_says_so_and_shows_before_only(unfinished_run: Path, read: Callable[[Path], Page]) -> None:
+    written = read(unfinished_run)
+    text = written.text()
+    assert written.text("h1").startswith("Unfinished run")
+    assert "This run is not finished" in text
+    assert "74 training steps so far" in text
+    assert "After" not in text
+    assert "0 training steps" not in text
+    assert "9.81 m" in text  # the untrained model and the trivial guess have been measured
+    assert "6.14 m" in text
+    assert "mim4d pretrain --out unfinished" in text
+    assert len(written.of("img")) == 5 + 12 + 12 + 12 + 1
+
+
+def test_summary_without_result_counts_as_unfinished(finished_run: Path) -> None:
+    before = {"rgb_l1": 0.25, "depth_l1_m": 7.5}
+    run = replace(load_run(finished_run), summary={"val": {"before": before}})
+    assert not run.finished
+    assert story.headline(run).startswith("Unfinished run")
+    assert "has not measured its result." in story.notices(run)
+    assert "7.50&nbsp;m" in story.stats(run)
+
+
+def test_diverged_run_is_drawn_all_the_same(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=30)
+    val = json.loads((run / "summary.json").read_text())["val"]
+    change_summary(run, val={**val, "after": {"rgb_l1": None, "depth_l1_m": None}}, val_reconstructed=None)
+    arrays = dict(np.load(run / "renders" / "after.npz"))
+    for name in ("depth_direct", "depth_reconstructed", "bev_direct", "bev_reconstructed", "sdf_slice", "motion"):
+        arrays[name] = np.full_like(arrays[name], np.nan)
+    np.savez(run / "renders" / "after.npz", **arrays)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        written = Page(write_report(run).read_text())
+    assert "cannot be compared: from 9.81 m to no number" in written.text("h1")
+    assert "no number" in written.text("td")
+
+
+def test_masking_switched_off_and_no_summary_are_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", frames=1, finished=False)
+    arrays = dict(np.load(run / "renders" / "before.npz"))
+    np.savez(run / "renders" / "before.npz", **{**arrays, "masked_image": arrays["image"]})
+    (run / "summary.json").unlink()  # as when a run is stopped in its first minute
+    text = Page(write_report(run).read_text()).text()
+    assert "Masking is off in this run" in text
+    assert "Not known yet" in text  # the machine
+
+
+def test_rays_held_out_are_named_as_such(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", frames=1, config=CONFIG.replace("holdout: scenes", "holdout: rays"))
+    written = Page(write_report(run).read_text())
+    assert "LiDAR rays kept out of training" in written.text("h1")
+    assert "a moment whose images were trained on" in written.text()
+    assert "held-out moment" not in written.text()
+
+
+def test_synthetic_data_are_named_at_the_top(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", frames=1)
+    change_summary(run, data={"synthetic": True})
+    written = Page(write_report(run).read_text())
+    assert "Synthetic data" in written.text("ul")
+    assert "they say nothing about real streets" in written.text()
+    assert "mim4d world data/world" in written.text("code")
+
+
+def test_commands_and_settings_to_run_it_again(finished: Page) -> None:
+    commands = finished.text("code")
+    assert "mim4d pretrain --preset demo --data.root data/world --data.version v1.0-mini --out runs/again" in commands
+    assert "mim4d pretrain --preset finished/config.yaml --out runs/again" in commands
+    assert "mim4d render finished" in commands
+    assert "mask_ratio: 0.3" in finished.text("details")
+
+
+def test_machine_tables_name_backends_and_reasons(finished: Page) -> None:
+    text = finished.text("table")
+    for words in ("Example CPU", "ops_cpu loaded", "this torch has no CUDA", "cpu ready", "cuda no device"):
+        assert words.replace(" ", "") in text.replace(" ", "")
+
+
+def test_training_curves_are_there(finished: Page) -> None:
+    labels = {attributes["aria-label"] for attributes in finished.of("svg")}
+    for title in ("Colour error", "Depth error", "Total loss", "Learning rate", "Step time"):
+        assert f"{title} over training steps" in labels
+    assert {"Mean depth error over distance", "After, reconstructed: features from above"} <= labels
+
+
+def test_missing_pictures_are_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", frames=1)
+    (run / "renders" / "before.npz").unlink()
+    with pytest.raises(UserError, match=r"before\.npz: missing"):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_numbers_in_words() -> None:
+    assert page.change(10.0, 5.0) == f"{page.MINUS}50&nbsp;%"
+    assert page.change(10.0, 12.0) == "+20&nbsp;%"
+    assert page.change(0.0, 1.0) == ""
+    assert page.change(float("nan"), 1.0) == ""
+    assert [page.duration(s) for s in (3.24, 42.0, 201.4, 7260.0)] == ["3.2 s", "42 s", "3 min 21 s", "2 h 1 min"]
+    assert page.number(float("nan"), 2) == '<data value="">no number</data>'
+    assert page.number(-1.25, 1, "m") == f'<data value="-1.25">{page.MINUS}1.2&nbsp;m</data>'
