@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mim4d.world.geometry import KERB_HEIGHT, Path, boxes_overlap, street_path, yaw_matrix
-from mim4d.world.mesh import Mesh
+from mim4d.world.mesh import NOTHING, Mesh
 from mim4d.world.models import KINDS
 from mim4d.world.roads import LANE, PARKING, WALKWAY, Roads
 
@@ -19,6 +19,8 @@ EGO_HALF = (2.4, 1.0)  # half length and half width of the ego vehicle, metres
 EGO_CENTRE = 1.4  # its middle lies this far ahead of the rear axle, where the ego frame sits
 STEP = 0.1  # seconds between the moments at which overlaps are checked
 MARGIN = 0.35  # metres kept between any two things
+NEVER_NEAR = 75.0  # what stays further than this from the ego, metres, is not worth having
+LARGE, LARGE_GAP = 6.0, 6.0  # things longer than this keep this far from the ego, so as not to fill a view
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Actor:
         return float(self.route.speed.at(t)) * np.array([math.cos(yaw), math.sin(yaw)])
 
     def rotation(self, t: float) -> Array:
-        return yaw_matrix(self.pose(t)[1])
+        return yaw_matrix(float(self.pose(t)[1]))
 
 
 class Placer:
@@ -107,10 +109,11 @@ class Placer:
             float(s * np.clip(1 + spec.spread * rng.standard_normal(), 1 - 2 * spec.spread, 1 + 2 * spec.spread))
             for s in spec.size
         )
-        actor = Actor(kind, (w, l, h), spec.build(rng, w, l, h), route, **pose)  # type: ignore[arg-type]
-        centre, yaw = actor.pose(self.times)
+        bare = Actor(kind, (w, l, h), NOTHING, route, **pose)  # type: ignore[arg-type]
+        centre, yaw = bare.pose(self.times)
         half = np.array([l / 2 + MARGIN, w / 2 + MARGIN])
-        if np.linalg.norm(centre[:, :2] - self.ego_xy, axis=1).min() > 75.0:
+        distance = np.linalg.norm(centre[:, :2] - self.ego_xy, axis=1).min()
+        if distance > NEVER_NEAR or (l > LARGE and distance < l / 2 + LARGE_GAP):
             return False
         hit = boxes_overlap(
             centre[None, :, :2],
@@ -125,7 +128,7 @@ class Placer:
         self._centres.append(centre[:, :2])
         self._yaws.append(yaw)
         self._halves.append(half)
-        self.actors.append(actor)
+        self.actors.append(replace(bare, mesh=spec.build(rng, w, l, h)))
         return True
 
     def stand(self, kind: str, uv: tuple[float, float], turn: float, z: float, attribute: str) -> bool:
@@ -225,15 +228,15 @@ def _works(placer: Placer) -> None:
         v = side * (roads.half_main + 1.6)
         if not placer.stand("construction_vehicle", (u, v), float(rng.normal(0, 0.1)), KERB_HEIGHT, "vehicle.stopped"):
             continue
-        for du in (-8.0, -5.5, -2.6, 0.0, 2.6, 5.5, 8.0):
+        for du in (-9.3, -6.2, -3.1, 0.0, 3.1, 6.2, 9.3):
             placer.stand("barrier", (u + du, side * (roads.half_main - 0.5)), math.pi / 2, 0.0, "")
-        for du in (-9.5, -6.5, -3.0, 3.0, 6.5, 9.5):
+        for du in (-11.0, -7.5, -2.5, 2.5, 7.5, 11.0):
             placer.stand("traffic_cone", (u + du, side * (roads.half_main - PARKING + 0.5)), 0.0, 0.0, "")
         return
 
 
 def populate(rng: np.random.Generator, roads: Roads, ego: Route, seconds: float) -> list[Actor]:
-    """All actors of a scene. Every one of the ten detection classes is tried for; none ever touches another or the ego."""
+    """All actors of a scene: every detection class is tried for, and none ever touches another or the ego."""
     placer = Placer(rng, roads, ego, seconds)
     _works(placer)
     for kind in ("bus", "truck", "motorcycle", "bicycle"):

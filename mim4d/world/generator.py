@@ -52,7 +52,8 @@ def scene_names(scenes: int) -> tuple[list[str], list[str]]:
     train = scenes - validation
     if train < 1 or train > len(MINI_TRAIN) or validation > len(MINI_VAL):
         raise UserError(
-            f"scenes: got {scenes}, want 2 to {len(MINI_TRAIN) + len(MINI_VAL)} (the splits mini_train and mini_val of nuscenes-devkit name no more)"
+            f"scenes: got {scenes}, want 2 to {len(MINI_TRAIN) + len(MINI_VAL)} "
+            " (nuscenes-devkit's splits mini_train and mini_val name no more)"
         )
     return list(MINI_TRAIN[:train]), list(MINI_VAL[:validation])
 
@@ -183,7 +184,7 @@ def generate(
     out: folder to make. It appears whole, at the end. When it already holds the world of the same arguments nothing is
     done; a folder that holds anything else is refused.
     seed: of everything random; the same arguments give the same bytes on the same machine.
-    scenes: 2 to 10. The last fifth, at least one, is named from the devkit's split mini_val, the others from mini_train.
+    scenes: 2 to 10. The last fifth, at least one, is named from the devkit's split mini_val, the rest from mini_train.
     seconds: length of a scene, 0.5 to 20: key frames at 2 Hz from 0 to ``seconds``, images at 12 Hz per camera, sweeps
     at 20 Hz.
     image_size: (height, width) of the images in pixels.

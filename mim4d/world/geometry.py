@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,12 +53,11 @@ class Path:
     def __init__(self, points: Array) -> None:
         self.points = np.asarray(points, np.float64)  # (P, 3)
         step = np.diff(self.points[:, :2], axis=0)  # (P-1, 2)
-        length = np.hypot(step[:, 0], step[:, 1])
-        self.s = np.concatenate([[0.0], np.cumsum(length)])  # (P,)
-        yaw = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
-        # A chord's heading belongs to its middle; between the middles the heading turns evenly.
-        self._yaw_s = 0.5 * (self.s[1:] + self.s[:-1])
-        self._yaw = yaw
+        self.s = np.concatenate([[0.0], np.cumsum(np.hypot(step[:, 0], step[:, 1]))])  # (P,)
+        chord = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
+        # A corner's heading is the mean of its two chords'; along a chord the heading turns evenly.
+        yaw = np.concatenate([chord[:1], 0.5 * (chord[1:] + chord[:-1]), chord[-1:]])
+        self._table = np.concatenate([self.points, yaw[:, None]], 1)  # (P, 4) x, y, z, yaw
 
     @property
     def length(self) -> float:
@@ -66,9 +66,12 @@ class Path:
     def at(self, s: float | Array) -> tuple[Array, Array]:
         """Length s (...) -> position (..., 3) and heading (...)."""
         s = np.asarray(s, np.float64)
-        xyz = np.stack([np.interp(s, self.s, self.points[:, i]) for i in range(3)], -1)
-        yaw = np.interp(s, self._yaw_s, self._yaw)
-        over = np.maximum(s - self.s[-1], 0.0) + np.minimum(s, 0.0)
+        inside = np.clip(s, 0.0, self.s[-1])
+        i = np.clip(np.searchsorted(self.s, inside, side="right") - 1, 0, len(self.s) - 2)
+        w = ((inside - self.s[i]) / (self.s[i + 1] - self.s[i]))[..., None]
+        row = self._table[i] * (1.0 - w) + self._table[i + 1] * w  # (..., 4)
+        xyz, yaw = row[..., :3], row[..., 3]
+        over = s - inside
         xyz[..., 0] += over * np.cos(yaw)
         xyz[..., 1] += over * np.sin(yaw)
         return xyz, yaw
@@ -84,7 +87,7 @@ def street_path(
     """
     pts = [np.asarray(c, np.float64) for c in corners]
     poly: list[Array] = [pts[0]]
-    for a, b, c in zip(pts, pts[1:], pts[2:]):
+    for a, b, c in zip(pts, pts[1:], pts[2:], strict=False):
         din, dout = (b - a) / np.linalg.norm(b - a), (c - b) / np.linalg.norm(c - b)
         turn = math.atan2(din[0] * dout[1] - din[1] * dout[0], float(din @ dout))
         cut = radius * math.tan(abs(turn) / 2)
@@ -95,7 +98,7 @@ def street_path(
         poly.extend(centre + radius * np.stack([np.cos(angle), np.sin(angle)], -1))
     poly.append(pts[-1])
     dense: list[Array] = []
-    for a, b in zip(poly, poly[1:]):
+    for a, b in pairwise(poly):
         n = max(1, math.ceil(float(np.linalg.norm(b - a)) / PATH_STEP))
         dense.extend(a + (b - a) * (i / n) for i in range(n))
     dense.append(poly[-1])
@@ -110,11 +113,10 @@ def street_path(
     return Path(np.concatenate([bend.point(uv), z[:, None]], 1))
 
 
-def yaw_matrix(yaw: float | Array) -> Array:
-    """Heading (...) -> rotation (..., 3, 3) about z."""
-    c, s = np.cos(yaw), np.sin(yaw)
-    zero, one = np.zeros_like(c), np.ones_like(c)
-    return np.stack([np.stack([c, -s, zero], -1), np.stack([s, c, zero], -1), np.stack([zero, zero, one], -1)], -2)
+def yaw_matrix(yaw: float) -> Array:
+    """Heading -> rotation (3, 3) about z."""
+    c, s = math.cos(yaw), math.sin(yaw)
+    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def rigid(rotation: Array, translation: Array) -> Array:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from mim4d.world.roads import Roads
+from mim4d.world.textures import mip_level
 
 Array = NDArray[np.float32]
 
@@ -48,13 +49,12 @@ class Ground:
             total += pair.shape[0] * pair.shape[1]
             chain.append(pair.reshape(-1, 2))
         self.texels = np.concatenate(chain)  # (S, 2) uint8
-        self._heights, self._widths = (np.array(v, np.int32) for v in zip(*self.shape))
+        self._heights, self._widths = (np.array(v, np.int32) for v in zip(*self.shape, strict=True))
         self._starts = np.array(self.start, np.int32)
 
     def paint(self, x: Array, y: Array, footprint: Array) -> tuple[Array, Array]:
         """Map coordinates relative to ``low`` and the size of a pixel on the ground, metres (P,) -> two (P,)."""
-        ratio = np.maximum(footprint / np.float32(RESOLUTION), np.float32(1.0)).astype(np.float32)
-        level = np.minimum((ratio.view(np.int32) >> 23) - 127, LEVELS - 1)  # floor(log2)
+        level = mip_level(footprint / np.float32(RESOLUTION), LEVELS)
         cell = np.ldexp(np.float32(RESOLUTION), level)
         w, h, start = self._widths[level], self._heights[level], self._starts[level]
         fx, fy = x / cell - np.float32(0.5), y / cell - np.float32(0.5)
@@ -64,9 +64,11 @@ class Ground:
         at = np.where(outside, 0, start + iy * w + ix)
         step = np.where(outside, 0, w)
         one = np.where(outside, 0, 1)
-        t = self.texels
-        value = t[at] * ((1 - ax) * (1 - ay))[:, None] + t[at + one] * (ax * (1 - ay))[:, None]
-        value += t[at + step] * ((1 - ax) * ay)[:, None] + t[at + step + one] * (ax * ay)[:, None]
-        value *= np.float32(1 / 255)
-        value[outside] = (128 / 255, 0.0)
-        return value[:, 0], value[:, 1]
+        bx, by = 1 - ax, 1 - ay
+        white, yellow = np.zeros_like(x), np.zeros_like(x)
+        for index, weight in ((at, bx * by), (at + one, ax * by), (at + step, bx * ay), (at + step + one, ax * ay)):
+            texel = self.texels[index]  # (P, 2)
+            white += texel[:, 0] * weight
+            yellow += texel[:, 1] * weight
+        white[outside], yellow[outside] = 128, 0
+        return white * np.float32(1 / 255), yellow * np.float32(1 / 255)

@@ -1,4 +1,4 @@
-"""The map of a location as nuScenes stores it: the expansion (JSON of polygons and lines) and the drivable mask (PNG)."""
+"""The map of a location as nuScenes stores it: the expansion (polygons and lines in JSON) and the drivable mask."""
 
 from __future__ import annotations
 

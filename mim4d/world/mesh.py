@@ -12,8 +12,17 @@ from numpy.typing import NDArray
 from mim4d.world.textures import Material
 
 Array = NDArray[np.float32]
-Vec = Sequence[float]
+Vec = Sequence[float] | NDArray[np.floating]
 RGB = tuple[float, float, float]
+UV = tuple[float, float]
+
+WHITE: RGB = (1.0, 1.0, 1.0)
+
+
+def colour(values: NDArray[np.floating], limit: float = 1.0) -> RGB:
+    """Three numbers as a tint between black and ``limit``."""
+    r, g, b = (float(min(max(x, 0.02), limit)) for x in values)
+    return r, g, b
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,22 @@ def join(meshes: Sequence[Mesh]) -> Mesh:
     return Mesh(cat("vertices"), cat("uv"), cat("material"), cat("tint"), np.concatenate(surface), cat("owner"))
 
 
+NOTHING = Mesh(
+    np.empty((0, 3, 3), np.float32),
+    np.empty((0, 3, 2), np.float32),
+    np.empty(0, np.uint8),
+    np.empty((0, 3), np.float32),
+    np.empty(0, np.int32),
+    np.empty(0, np.int32),
+)
+
+
 class Builder:
     """Collects faces one by one."""
 
-    def __init__(self) -> None:
+    def __init__(self, origin: Vec = (0.0, 0.0, 0.0)) -> None:
+        """``origin`` is taken off every coordinate in float64, before it becomes float32."""
+        self.origin = np.asarray(origin, np.float64)
         self._vertices: list[Array] = []
         self._uv: list[Array] = []
         self._material: list[int] = []
@@ -70,7 +91,8 @@ class Builder:
     def triangle(
         self, p: Sequence[Vec], uv: Sequence[Vec], material: Material, tint: RGB, same_face: bool = False
     ) -> None:
-        self._vertices.append(np.array(p, np.float32))
+        """Corners counter-clockwise from outside. ``same_face``: it continues the face of the triangle before."""
+        self._vertices.append((np.array(p, np.float64) - self.origin).astype(np.float32))
         self._uv.append(np.array(uv, np.float32))
         self._material.append(int(material))
         self._tint.append(tint)
@@ -78,128 +100,105 @@ class Builder:
         self._surface.append(self._faces - 1)
 
     def quad(
-        self,
-        p: Sequence[Vec],
-        material: Material,
-        tint: RGB = (1, 1, 1),
-        size: tuple[float, float] = (1, 1),
-        uv0: tuple[float, float] = (0, 0),
+        self, p: Sequence[Vec], material: Material, tint: RGB = WHITE, size: UV = (1, 1), uv0: UV = (0, 0)
     ) -> None:
-        """Corners counter-clockwise from outside, starting at the lower left; uv runs over ``size`` tiles from ``uv0``."""
+        """Corners counter-clockwise from outside, from the lower left on; uv runs over ``size`` tiles from ``uv0``."""
         (u0, v0), (u1, v1) = uv0, (uv0[0] + size[0], uv0[1] + size[1])
-        uv = [(u0, v0), (u1, v0), (u1, v1), (u0, v1)]
-        self.triangle([p[0], p[1], p[2]], [uv[0], uv[1], uv[2]], material, tint)
-        self.triangle([p[0], p[2], p[3]], [uv[0], uv[2], uv[3]], material, tint, same_face=True)
+        self.triangle([p[0], p[1], p[2]], [(u0, v0), (u1, v0), (u1, v1)], material, tint)
+        self.triangle([p[0], p[2], p[3]], [(u0, v0), (u1, v1), (u0, v1)], material, tint, same_face=True)
 
     def prism(
         self,
-        base: Sequence[Vec],
+        base: NDArray[np.floating],
         z0: float,
         z1: float,
-        material: Material,
+        side: Material,
         top: Material,
-        tint: RGB = (1, 1, 1),
+        tint: RGB = WHITE,
         *,
-        tiles: tuple[float, float] = (1, 1),
+        up: float = 1.0,
         metres: float = 0.0,
         top_tint: RGB | None = None,
         scale: float = 1.0,
     ) -> None:
-        """Upright walls over a counter-clockwise polygon (x, y) and a lid, its top shrunk by ``scale`` about the middle.
+        """Upright walls over a counter-clockwise polygon (P, 2) and a lid, shrunk by ``scale`` about its middle.
 
-        ``tiles``: texture tiles per wall (across, up); with ``metres`` > 0 one tile per that many metres across instead.
+        A wall's texture repeats ``up`` times upwards and once across, or once per ``metres`` across where that is > 0.
         """
-        middle = np.mean(np.asarray(base, np.float64)[:, :2], axis=0)
-        low = [(p[0], p[1], z0) for p in base]
-        high = [(middle[0] + (p[0] - middle[0]) * scale, middle[1] + (p[1] - middle[1]) * scale, z1) for p in base]
+        middle = base.mean(0)
+        low = [(x, y, z0) for x, y in base]
+        high = [(x, y, z1) for x, y in middle + (base - middle) * scale]
         n = len(base)
         for i in range(n):
             j = (i + 1) % n
-            across = tiles[0] if metres <= 0 else max(1.0, round(math.dist(low[i][:2], low[j][:2]) / metres))
-            self.quad([low[i], low[j], high[j], high[i]], material, tint, (across, tiles[1]))
-        roof = tint if top_tint is None else top_tint
+            across = 1.0 if metres <= 0 else max(1.0, round(math.dist(low[i], low[j]) / metres))
+            self.quad([low[i], low[j], high[j], high[i]], side, tint, (across, up))
         for i in range(1, n - 1):
-            tri = [high[0], high[i], high[i + 1]]
-            self.triangle(tri, [(q[0] / 3, q[1] / 3) for q in tri], top, roof, same_face=i > 1)
+            corners = [high[0], high[i], high[i + 1]]
+            uv = [((x - base[0, 0]) / 3, (y - base[0, 1]) / 3) for x, y, _ in corners]
+            self.triangle(corners, uv, top, tint if top_tint is None else top_tint, same_face=i > 1)
 
     def box(
         self,
         centre: Vec,
         size: Vec,
         side: Material,
-        tint: RGB = (1, 1, 1),
+        tint: RGB = WHITE,
         *,
         top: Material | None = None,
         front: Material | None = None,
         rear: Material | None = None,
         inset: tuple[float, float, float] = (0, 0, 0),
-        tiles: tuple[float, float] = (1, 1),
+        tiles: float = 1.0,
     ) -> None:
-        """A box of ``size`` (length x, width y, height z). ``inset``: how far the top recedes at (front, rear, sides)."""
-        (cx, cy, cz), (l, w, h) = centre, size
-        f, r, s = inset
-        lo, hi = cz - h / 2, cz + h / 2
-        a = [
-            (cx - l / 2, cy - w / 2, lo),
-            (cx + l / 2, cy - w / 2, lo),
-            (cx + l / 2, cy + w / 2, lo),
-            (cx - l / 2, cy + w / 2, lo),
-        ]
-        b = [
-            (cx - l / 2 + r, cy - w / 2 + s, hi),
-            (cx + l / 2 - f, cy - w / 2 + s, hi),
-            (cx + l / 2 - f, cy + w / 2 - s, hi),
-            (cx - l / 2 + r, cy + w / 2 - s, hi),
-        ]
-        self.quad([a[0], a[1], b[1], b[0]], side, tint, tiles)  # right: the texture runs from rear to front
-        self.quad([a[2], a[3], b[3], b[2]], side, tint, (-tiles[0], tiles[1]), (tiles[0], 0.0))  # left, likewise
-        self.quad([a[1], a[2], b[2], b[1]], side if front is None else front, tint, (1, tiles[1]))
-        self.quad([a[3], a[0], b[0], b[3]], side if rear is None else rear, tint, (1, tiles[1]))
+        """A box of ``size`` (length x, width y, height z) without an underside.
+
+        ``inset``: how far the top recedes at (front, rear, sides). ``tiles``: repeats of the texture along a side.
+        """
+        half = np.asarray(size, np.float64) / 2
+        front_in, rear_in, side_in = inset
+        sign = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+        xy = sign * half[:2]  # (4, 2)
+        recede = np.stack([np.where(sign[:, 0] > 0, front_in, rear_in), np.full(4, side_in)], 1) * sign
+        a = np.concatenate([xy, np.full((4, 1), -half[2])], 1) + centre
+        b = np.concatenate([xy - recede, np.full((4, 1), half[2])], 1) + centre
+        self.quad([a[0], a[1], b[1], b[0]], side, tint, (tiles, 1))  # right: the texture runs from rear to front
+        self.quad([a[2], a[3], b[3], b[2]], side, tint, (-tiles, 1), (tiles, 0))  # left, likewise
+        self.quad([a[1], a[2], b[2], b[1]], side if front is None else front, tint)
+        self.quad([a[3], a[0], b[0], b[3]], side if rear is None else rear, tint)
         self.quad([b[0], b[1], b[2], b[3]], side if top is None else top, tint)
-        self.quad([a[3], a[2], a[1], a[0]], Material.TYRE)
 
     def pole(
         self,
-        x: float,
-        y: float,
+        xy: Vec,
         z0: float,
         z1: float,
         radius: float,
         material: Material,
-        tint: RGB = (1, 1, 1),
+        tint: RGB = WHITE,
         sides: int = 6,
         scale: float = 1.0,
     ) -> None:
+        """An upright prism of so many sides."""
         angle = 2 * math.pi * np.arange(sides) / sides
-        self.prism(
-            [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angle],
-            z0,
-            z1,
-            material,
-            material,
-            tint,
-            tiles=(1, max(1.0, (z1 - z0) / 2)),
-            scale=scale,
-        )
+        base = np.asarray(xy, np.float64) + radius * np.stack([np.cos(angle), np.sin(angle)], 1)
+        self.prism(base, z0, z1, material, material, tint, up=max(1.0, (z1 - z0) / 2), scale=scale)
 
-    def add(self, mesh: Mesh) -> None:
-        self._parts.append(mesh)
+    def add(self, mesh: Mesh, rotation: NDArray[np.floating], place: Vec) -> None:
+        """Puts a finished mesh at ``place``."""
+        self._parts.append(mesh.moved(rotation, np.asarray(place, np.float64) - self.origin))
 
     def mesh(self, owner: int = -1) -> Mesh:
-        parts = list(self._parts)
-        if self._vertices:
-            n = len(self._vertices)
-            parts.append(
-                Mesh(
-                    np.stack(self._vertices),
-                    np.stack(self._uv),
-                    np.array(self._material, np.uint8),
-                    np.array(self._tint, np.float32),
-                    np.array(self._surface, np.int32),
-                    np.full(n, owner, np.int32),
-                )
-            )
-        return join(parts)
+        n = len(self._vertices)
+        own = Mesh(
+            np.array(self._vertices, np.float32).reshape(n, 3, 3),
+            np.array(self._uv, np.float32).reshape(n, 3, 2),
+            np.array(self._material, np.uint8),
+            np.array(self._tint, np.float32).reshape(n, 3),
+            np.array(self._surface, np.int32),
+            np.full(n, owner, np.int32),
+        )
+        return join([own, *self._parts])
 
 
 def blob(

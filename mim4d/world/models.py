@@ -39,6 +39,9 @@ class Kind:
     build: Callable[[np.random.Generator, float, float, float], Mesh]  # (rng, width, length, height)
 
 
+SKIRT = 0.96  # a body's width over its box's: the wheels stand out a little
+
+
 def _wheels(b: Builder, length: float, width: float, height: float, radius: float, at: tuple[float, ...]) -> None:
     thick = 0.24
     for x in at:
@@ -57,7 +60,7 @@ def car(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     belt = 0.58 * h
     b.box(
         (0, 0, -h / 2 + 0.17 * h + (belt - 0.17 * h) / 2),
-        (l, w, belt - 0.17 * h),
+        (l, SKIRT * w, belt - 0.17 * h),
         M.BODY_SIDE,
         c,
         top=M.BODY,
@@ -67,7 +70,7 @@ def car(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     roof = h - belt
     length, shift = (0.74 * l, -0.1 * l) if van else (0.6 * l, -0.06 * l)
     inset = (0.14 * l, 0.03 * l, 0.09 * w) if van else (0.16 * l, 0.1 * l, 0.1 * w)
-    b.box((shift, 0, h / 2 - roof / 2), (length, 0.94 * w, roof), M.GLASS, c, top=M.BODY, inset=inset)
+    b.box((shift, 0, h / 2 - roof / 2), (length, 0.9 * w, roof), M.GLASS, c, top=M.BODY, inset=inset)
     _wheels(b, l, w, h, 0.33, (-0.31, 0.31))
     return b.mesh()
 
@@ -80,10 +83,10 @@ def truck(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     load = l - cab - 0.25
     b.box(
         (-l / 2 + load / 2, 0, 0.11 * h),
-        (load, w, 0.78 * h),
+        (load, SKIRT * w, 0.78 * h),
         M.CONTAINER,
         _pick(rng, CAR_COLOURS),
-        tiles=(max(1.0, round(load / 3)), 1),
+        tiles=max(1.0, round(load / 3)),
     )
     b.box((0, 0, -0.34 * h), (0.92 * l, 0.5 * w, 0.1 * h), M.METAL)
     _wheels(b, l, w, h, 0.45, (-0.36, -0.24, 0.36))
@@ -94,13 +97,13 @@ def bus(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     b, c = Builder(), _pick(rng, CAR_COLOURS)
     b.box(
         (0, 0, 0.06 * h),
-        (l, w, 0.88 * h),
+        (l, SKIRT * w, 0.88 * h),
         M.BUS_SIDE,
         c,
         top=M.BODY,
         front=M.BUS_SIDE,
         rear=M.BUS_SIDE,
-        tiles=(max(2.0, round(l / 2)), 1),
+        tiles=max(2.0, round(l / 2)),
     )
     _wheels(b, l, w, h, 0.48, (-0.28, 0.34))
     return b.mesh()
@@ -108,7 +111,13 @@ def bus(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
 
 def trailer(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     b = Builder()
-    b.box((0, 0, 0.13 * h), (l, w, 0.74 * h), M.CONTAINER, _pick(rng, CAR_COLOURS), tiles=(max(2.0, round(l / 3)), 1))
+    b.box(
+        (0, 0, 0.13 * h),
+        (l, SKIRT * w, 0.74 * h),
+        M.CONTAINER,
+        _pick(rng, CAR_COLOURS),
+        tiles=max(2.0, round(l / 3)),
+    )
     b.box((0, 0, -0.3 * h), (0.9 * l, 0.4 * w, 0.12 * h), M.METAL)
     b.box((0.4 * l, 0, -0.4 * h), (0.15, 0.5 * w, 0.2 * h), M.METAL)
     _wheels(b, l, w, h, 0.45, (-0.42, -0.32, -0.22))
@@ -134,7 +143,7 @@ def pedestrian(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
         b.box(((0.12 if i else -0.12) * l, y * 0.13 * w, -0.26 * h), (0.24 * l, 0.22 * w, 0.48 * h), M.CLOTH, legs)
         b.box(((-0.16 if i else 0.16) * l, y * 0.4 * w, 0.1 * h), (0.2 * l, 0.17 * w, 0.36 * h), M.CLOTH, shirt)
     b.box((0, 0, 0.14 * h), (0.5 * l, 0.62 * w, 0.36 * h), M.CLOTH, shirt, inset=(0, 0, 0.06 * w))
-    b.pole(0, 0, 0.33 * h, 0.5 * h, 0.17 * w + 0.02, M.SKIN, sides=8, scale=0.8)
+    b.pole((0, 0), 0.33 * h, 0.5 * h, 0.17 * w + 0.02, M.SKIN, sides=8, scale=0.8)
     return b.mesh()
 
 
@@ -148,7 +157,7 @@ def _two_wheeler(rng: np.random.Generator, w: float, l: float, h: float, engine:
     b.box((-0.08 * l, 0, 0.1 * h), (0.22 * l, 0.7 * w, 0.4 * h), M.CLOTH, _pick(rng, CLOTHES), inset=(0, 0, 0.1 * w))
     for y in (-1, 1):
         b.box((0.02 * l, y * 0.22 * w, -0.16 * h), (0.16 * l, 0.2 * w, 0.34 * h), M.CLOTH, _pick(rng, CLOTHES))
-    b.pole(-0.04 * l, 0, 0.32 * h, 0.5 * h, 0.14, M.BODY if engine else M.SKIN, c, sides=8, scale=0.8)
+    b.pole((-0.04 * l, 0), 0.32 * h, 0.5 * h, 0.14, M.BODY if engine else M.SKIN, c, sides=8, scale=0.8)
     return b.mesh()
 
 
@@ -163,13 +172,13 @@ def bicycle(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
 def cone(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     b = Builder()
     b.box((0, 0, -0.47 * h), (l, w, 0.06 * h), M.TYRE)
-    b.pole(0, 0, -0.44 * h, 0.5 * h, 0.38 * w, M.STRIPES, sides=8, scale=0.2)
+    b.pole((0, 0), -0.44 * h, 0.5 * h, 0.38 * w, M.STRIPES, sides=8, scale=0.2)
     return b.mesh()
 
 
 def barrier(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     b = Builder()  # nuScenes measures a barrier's width along its face: the long side lies along y
-    b.box((0, 0, 0.18 * h), (0.25 * l, w, 0.5 * h), M.STRIPES, tiles=(1, 1))
+    b.box((0, 0, 0.18 * h), (0.25 * l, w, 0.5 * h), M.STRIPES)
     b.box((0, 0, -0.14 * h), (0.2 * l, w, 0.16 * h), M.STRIPES)
     for y in (-0.4, 0.4):
         b.box((0, y * w, -0.15 * h), (l, 0.08, 0.7 * h), M.METAL, inset=(0.35 * l, 0.35 * l, 0))

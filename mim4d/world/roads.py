@@ -1,4 +1,4 @@
-"""The streets of one scene: a main road along a bend, cross streets, blocks with walkways, lanes, markings, crossings."""
+"""The streets of one scene: a main road along a bend, cross streets, blocks with walkways, lanes, markings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STREET_U = 170.0  # the main road runs from -STREET_U to STREET_U
 
 @dataclass(frozen=True)
 class Lane:
-    """One lane between two junctions. Traffic runs from ``start`` to ``end`` (street coordinates of its centre line)."""
+    """One lane between two junctions. Traffic runs from ``start`` to ``end`` (street coordinates, centre line)."""
 
     name: str
     start: tuple[float, float]
@@ -39,6 +39,13 @@ class Block:
     u1: float
     v0: float
     v1: float
+    street_before: bool  # a cross street runs along u0
+    street_after: bool
+
+    @property
+    def near(self) -> float:
+        """The v of the edge along the main road."""
+        return self.v0 if self.v0 > 0 else self.v1
 
 
 @dataclass
@@ -68,7 +75,7 @@ class Roads:
         return LANE + PARKING
 
     def lane_v(self, index: int) -> float:
-        """Centre of the main road's lane ``index`` (0: next to the centre line) that runs along +u; minus it: along -u."""
+        """Centre of the main road's lane ``index`` (0: the innermost) that runs along +u; minus it: along -u."""
         return -(index + 0.5) * LANE
 
     def outline(self, u0: float, u1: float, v0: float, v1: float) -> Array:
@@ -118,7 +125,7 @@ def _zebra(roads: Roads, u0: float, u1: float, v0: float, v1: float, across_u: b
 def _street(
     roads: Roads, name: str, along_u: bool, at: float, lo: float, hi: float, each_way: int, ends: tuple[bool, bool]
 ) -> None:
-    """One link of road between two junctions: lanes, dividers, paint, and crossings at the ends that meet a junction."""
+    """One link of road: lanes, dividers, paint, and crossings at those of its ends that meet a junction."""
     half = each_way * LANE + PARKING
     side = lambda a, b: (lambda s0, s1, t0, t1: (s0, s1, at + t0, at + t1) if along_u else (at + t0, at + t1, s0, s1))(
         a[0], a[1], b[0], b[1]
@@ -170,14 +177,15 @@ def make_roads(
     roads = Roads(Bend(origin, float(rng.uniform(-math.pi, math.pi)), curvature), lanes_each_way, crossings_u, reach)
     hm, hc = roads.half_main, roads.half_cross
     cuts = [-STREET_U] + [x for u in crossings_u for x in (u - hc, u + hc)] + [STREET_U]
-    links = list(zip(cuts[::2], cuts[1::2]))
+    links = list(zip(cuts[::2], cuts[1::2], strict=True))
     roads.drivable.append(roads.outline(-STREET_U, STREET_U, -hm, hm))
     for i, (lo, hi) in enumerate(links):
         ends = (i > 0, i < len(links) - 1)
         _street(roads, f"main{i}", True, 0.0, lo, hi, lanes_each_way, ends)
         for v0, v1 in ((hm, reach), (-reach, -hm)):
-            roads.blocks.append(Block(lo, hi, v0, v1))
-            near = v0 if v0 > 0 else v1
+            block = Block(lo, hi, v0, v1, *ends)
+            roads.blocks.append(block)
+            near = block.near
             inner = near + math.copysign(WALKWAY, near)
             roads.walkways.append(roads.outline(lo, hi, *sorted((near, inner))))
             for meets, u0, u1 in ((ends[0], lo, lo + WALKWAY), (ends[1], hi - WALKWAY, hi)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,10 @@ from mim4d.errors import UserError
 from mim4d.world.actors import Actor, Route, Speed, populate
 from mim4d.world.geometry import rigid, street_path, yaw_matrix
 from mim4d.world.ground import Ground
-from mim4d.world.mesh import Mesh, join
+from mim4d.world.mesh import NOTHING, Mesh, join
 from mim4d.world.roads import LANE, TILE_SIZE, Roads, make_roads
-from mim4d.world.town import STYLES, TRAIN_STYLES, VAL_STYLES, Style, Town
+from mim4d.world.styles import TRAIN_STYLES, VAL_STYLES, Style
+from mim4d.world.town import Town
 
 Array = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -31,10 +33,9 @@ class Hits:
     u: Float32  # (P,) barycentric weight of the triangle's second corner
     v: Float32  # (P,) of its third
     owner: NDArray[np.int32]  # (P,) index of the actor met, -1 for the still world and the sky
-    normals: Float32  # (F, 3) of all triangles at this moment
 
 
-def _caster(vertices: Float32):  # type: ignore[no-untyped-def]
+def _caster(vertices: Float32) -> Any:
     try:
         from embreex.mesh_construction import TriangleMesh
         from embreex.rtcore_scene import EmbreeScene
@@ -43,6 +44,24 @@ def _caster(vertices: Float32):  # type: ignore[no-untyped-def]
     scene = EmbreeScene()
     TriangleMesh(scene, np.ascontiguousarray(vertices, np.float32))
     return scene
+
+
+@dataclass(frozen=True)
+class View:
+    """What a camera can look at: a cone about ``axis`` (2,) from ``place`` (2,), seen from above, map coordinates."""
+
+    place: Array
+    axis: Array
+    half_angle: float  # radians
+
+    def meets(self, centre: Array, radius: Array) -> NDArray[np.bool_]:
+        """Which of the discs (A, 2), (A,) reach into the cone."""
+        to = centre - self.place
+        distance = np.hypot(to[:, 0], to[:, 1])
+        off = np.arccos(np.clip(to @ self.axis / np.maximum(distance, 1e-9), -1.0, 1.0))
+        return (distance < radius) | (
+            off < self.half_angle + np.arcsin(np.clip(radius / np.maximum(distance, 1e-9), 0.0, 1.0))
+        )
 
 
 class Scene:
@@ -56,39 +75,39 @@ class Scene:
         """``tile``: map coordinates of the lower left corner of the square that the scene owns."""
         rng = lambda part: np.random.default_rng([seed, index, int(validation), part])
         self.index, self.seconds = index, seconds
-        names = VAL_STYLES if validation else TRAIN_STYLES
-        self.style: Style = STYLES[names[(seed + index) % len(names)]]
+        styles = VAL_STYLES if validation else TRAIN_STYLES
+        self.style: Style = styles[(seed + index) % len(styles)]
         self.ego, self.roads = self._plan(rng(0), (tile[0] + TILE_SIZE / 2, tile[1] + TILE_SIZE / 2), seconds)
         self.actors: list[Actor] = populate(rng(1), self.roads, self.ego, seconds)
         way = self.ego.pose(np.linspace(-0.1, seconds + 0.1, 64))[0][:, :2]  # (64, 2)
         self.origin = np.array([*way.mean(0), 0.0])
         standing = [a for a in self.actors if a.route is None]
-        occupied = np.array([(*a.position[:2], math.hypot(a.size[0], a.size[1]) / 2) for a in standing]).reshape(-1, 3)
-        town = Town(rng(2), self.roads, self.style, way, occupied).build()
-        still = [town] + [self._placed(i, 0.0) for i, a in enumerate(self.actors) if a.route is None]
-        self._moving = [i for i, a in enumerate(self.actors) if a.route is not None]
-        shift = lambda m: m.moved(np.eye(3), -self.origin)
-        self._still = shift(join(still))
-        self._mesh = join([self._still] + [self.actors[i].mesh.moved(np.eye(3), (0, 0, 0), i) for i in self._moving])
-        self._still_normals = self._still.normals
-        self._moving_normals = [self.actors[i].mesh.normals for i in self._moving]
-        self._static = _caster(self._still.vertices)
-        self._at: float | None = None
+        footprints = [(*a.position[:2], math.hypot(a.size[0], a.size[1]) / 2, a.size[2]) for a in standing]
+        town = Town(rng(2), self.roads, self.style, way, np.array(footprints).reshape(-1, 4), self.origin).build()
+        self.still = join([town] + [self._placed(i) for i, a in enumerate(self.actors) if a.route is None])
+        self.moving = [i for i, a in enumerate(self.actors) if a.route is not None]
+        # Moving actors, each about its own centre and heading along x.
+        self.rest = join([NOTHING] + [self.actors[i].mesh.moved(np.eye(3), (0, 0, 0), i) for i in self.moving])
+        self.rest_actor = np.repeat(np.arange(len(self.moving)), [len(self.actors[i].mesh) for i in self.moving])
+        self.mesh = join([self.still, self.rest])  # all triangles; the looks of a face never change
+        self.rest_normals = self.mesh.normals
+        self.static = _caster(self.still.vertices)
         margin = 60.0
         self.ground = Ground(self.roads, tuple(way.min(0) - margin), tuple(way.max(0) + margin))
         r = rng(3)
-        azimuth, height = r.uniform(-math.pi, math.pi), math.radians(r.uniform(32, 58))
+        # The sun looks along the street more than across it: otherwise the houses would put all of it in the shade.
+        across, side = r.uniform(0.25, 0.9), r.integers(4)
+        azimuth = self.roads.bend.heading + (across if side % 2 else -across) + (math.pi if side > 1 else 0.0)
+        height = math.radians(r.uniform(36, 60))
         self.sun = np.array(
             [math.cos(height) * math.cos(azimuth), math.cos(height) * math.sin(azimuth), math.sin(height)]
         )
+        size = np.array([self.actors[i].size for i in self.moving]).reshape(-1, 3)
+        # From the middle of a moving actor to the end of its box or of its shadow, seen from above.
+        self.shadow_reach = np.hypot(size[:, 0], size[:, 1]) / 2 + size[:, 2] / math.tan(height)
         self.haze = float(r.uniform(350, 700))
         self.warmth = float(r.uniform(0.0, 1.0))
         self.sky_shift = r.uniform(0, 1, 2)
-
-    @property
-    def mesh(self) -> Mesh:
-        """All triangles, still ones first. The looks are right at any time; moving vertices are about their own centres."""
-        return self._mesh
 
     @staticmethod
     def _plan(rng: np.random.Generator, centre: tuple[float, float], seconds: float) -> tuple[Route, Roads]:
@@ -124,61 +143,78 @@ class Scene:
         s0 = max(5.0, before - min(travelled * 0.4, 2.0 * v0))
         return Route(path, float(s0), speed), roads
 
-    def _placed(self, i: int, t: float) -> Mesh:
+    def _placed(self, i: int) -> Mesh:
         actor = self.actors[i]
-        return actor.mesh.moved(actor.rotation(t), actor.pose(t)[0], i)
+        return actor.mesh.moved(actor.rotation(0.0), actor.pose(0.0)[0] - self.origin, i)
 
     def ego_pose(self, t: float) -> Array:
         """(4, 4) ``global_from_ego`` at the moment t."""
         xyz, yaw = self.ego.pose(t)
-        return rigid(yaw_matrix(yaw), xyz)
+        return rigid(yaw_matrix(float(yaw)), xyz)
 
-    def _freeze(self, t: float) -> None:
-        """Puts the moving actors where they are at the moment t."""
-        if self._at == t:
-            return
-        vertices, normals = [], [self._still_normals]
-        here = self.ego.pose(t)[0]
-        for k, i in enumerate(self._moving):
-            actor = self.actors[i]
-            centre, yaw = actor.pose(t)
-            rotation = yaw_matrix(yaw).astype(np.float32)
-            near = np.hypot(*(centre - here)[:2]) < ACTOR_RANGE
-            local = (centre - self.origin).astype(np.float32) if near else np.float32([0, 0, -1e4])
-            vertices.append(actor.mesh.vertices @ rotation.T + local)
-            normals.append(self._moving_normals[k] @ rotation.T)
-        self._normals = np.concatenate(normals)
-        self._dynamic = _caster(np.concatenate(vertices)) if vertices else None
-        self._at = t
-
-    def cast(self, t: float, origins: Array, directions: Float32) -> Hits:
-        """Nearest hit of rays at the moment t.
-
-        origins (3,) or (P, 3) in map coordinates, directions (P, 3) unit vectors.
+    def at(self, t: float, view: View | None = None) -> Moment:
+        """The scene at the moment t, ready for rays. With ``view`` only the actors that it can see or that can throw a
+        shadow into it are there: rays that leave the view may miss others.
         """
-        self._freeze(t)
-        d = np.ascontiguousarray(directions, np.float32)
-        o = np.ascontiguousarray(
-            np.broadcast_to((np.asarray(origins, np.float64) - self.origin).astype(np.float32), d.shape)
-        )
-        far = self._static.run(o, d, output=1)
-        distance, face, u, v = far["tfar"], far["primID"].astype(np.int32), far["u"], far["v"]
-        if self._dynamic is not None:
-            near = self._dynamic.run(o, d, output=1)
-            closer = (near["primID"] >= 0) & ((near["tfar"] < distance) | (face < 0))
-            distance = np.where(closer, near["tfar"], distance)
-            face = np.where(closer, near["primID"].astype(np.int32) + len(self._still), face)
-            u, v = np.where(closer, near["u"], u), np.where(closer, near["v"], v)
-        distance = np.where(face >= 0, distance, np.float32(np.inf))
-        owner = np.where(face >= 0, self._mesh.owner[face], -1)
-        return Hits(distance, face, u, v, owner, self._normals)
+        return Moment(self, t, view)
 
-    def lit(self, t: float, points: Float32) -> NDArray[np.bool_]:
-        """Whether the sun reaches points (P, 3) given relative to ``origin`` at the moment t."""
-        self._freeze(t)
+
+class Moment:
+    """A scene at one moment. ``t`` seconds; ``normals`` (F, 3) of all triangles, unit, outward."""
+
+    def __init__(self, scene: Scene, t: float, view: View | None) -> None:
+        self.scene, self.t = scene, t
+        here = scene.ego.pose(t)[0]
+        poses = [scene.actors[i].pose(t) for i in scene.moving]
+        centre = np.array([c for c, _ in poses]).reshape(-1, 3)
+        yaw = np.array([y for _, y in poses], np.float64)
+        present = np.hypot(*(centre - here)[:, :2].T) < ACTOR_RANGE
+        if view is not None:
+            present &= view.meets(centre[:, :2], scene.shadow_reach)
+        self._faces = np.flatnonzero(present[scene.rest_actor]).astype(np.int32)  # of the moving triangles
+        actor = scene.rest_actor[self._faces]
+        cos, sin = np.cos(yaw).astype(np.float32)[actor], np.sin(yaw).astype(np.float32)[actor]
+        place = (centre - scene.origin).astype(np.float32)[actor, None]  # (F', 1, 3)
+        vertices = _turn(scene.rest.vertices[self._faces], cos[:, None], sin[:, None]) + place
+        self._dynamic = _caster(vertices) if len(vertices) else None
+        self.normals = scene.rest_normals.copy()
+        self.normals[len(scene.still) + self._faces] = _turn(
+            scene.rest_normals[len(scene.still) + self._faces], cos, sin
+        )
+
+    def cast(self, origins: Array, directions: Float32) -> Hits:
+        """Nearest hits of rays from origins (3,) or (P, 3), map coordinates, along unit directions (P, 3)."""
+        scene = self.scene
+        d = np.ascontiguousarray(directions, np.float32)
+        o = (np.asarray(origins, np.float64) - scene.origin).astype(np.float32)
+        o = np.ascontiguousarray(np.broadcast_to(o, d.shape))
+        hit = scene.static.run(o, d, output=1)
+        distance, face, u, v = hit["tfar"], hit["primID"].astype(np.int32), hit["u"], hit["v"]
+        if self._dynamic is not None:
+            hit = self._dynamic.run(o, d, output=1)
+            closer = np.flatnonzero((hit["primID"] >= 0) & ((hit["tfar"] < distance) | (face < 0)))
+            distance[closer], u[closer], v[closer] = hit["tfar"][closer], hit["u"][closer], hit["v"][closer]
+            face[closer] = len(scene.still) + self._faces[hit["primID"][closer]]
+        missed = face < 0
+        distance[missed] = np.inf
+        owner = scene.mesh.owner[face]
+        owner[missed] = -1
+        return Hits(distance, face, u, v, owner)
+
+    def lit(self, points: Float32) -> NDArray[np.bool_]:
+        """Whether the sun reaches points (P, 3) given relative to the scene's ``origin``."""
         p = np.ascontiguousarray(points, np.float32)
-        d = np.ascontiguousarray(np.broadcast_to(self.sun.astype(np.float32), p.shape))
-        free = self._static.run(p, d, query="OCCLUDED") < 0
+        d = np.ascontiguousarray(np.broadcast_to(self.scene.sun.astype(np.float32), p.shape))
+        free = self.scene.static.run(p, d, query="OCCLUDED") < 0
         if self._dynamic is not None:
             free &= self._dynamic.run(p, d, query="OCCLUDED") < 0
         return free
+
+
+def _turn(v: Float32, cos: Float32, sin: Float32) -> Float32:
+    """Turns vectors (..., 3) about z by the angles of the given cosines and sines (...)."""
+    out = np.empty_like(v)
+    out[..., 0] = v[..., 0] * cos - v[..., 1] * sin
+    out[..., 1] = v[..., 0] * sin + v[..., 1] * cos
+    out[..., 2] = v[..., 2]
+    return out

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim4d.world.geometry import rigid, yaw_matrix
-from mim4d.world.scene import Hits, Scene
+from mim4d.world.scene import Hits, Moment, Scene, View
 from mim4d.world.shading import Shader, develop
 from mim4d.world.textures import Material
 
@@ -31,6 +31,8 @@ CAMERAS: dict[str, tuple[float, float, tuple[float, float, float]]] = {
     "CAM_BACK_LEFT": (110.0, 0.79, (1.03, 0.48, 1.56)),
     "CAM_BACK_RIGHT": (-110.0, 0.79, (1.03, -0.48, 1.56)),
 }
+FINE = ((0.83, 0.42), (0.26, 0.82), (0.41, 0.18))  # with the centre, four places spread over a pixel
+EDGE = 0.06  # difference of display brightness (0..1) between surfaces that is smoothed
 OPTICAL = np.array(
     [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
 )  # ego axes of a camera's x right, y down, z forward
@@ -48,7 +50,7 @@ REFLECT[[Material.METAL, Material.STRIPES, Material.POSTER, Material.BODY_SIDE, 
 
 
 def firing_offset(heading: float) -> float:
-    """Seconds from a LiDAR sweep's end to the moment a camera fires: when the turning beam passes its heading (degrees).
+    """Seconds from a sweep's end to the moment a camera fires: when the turning beam passes its heading (degrees).
 
     The beam turns clockwise and ends a turn at the rear left camera, as on the nuScenes car.
     """
@@ -65,6 +67,7 @@ class Camera:
     gain: float  # exposure
     offset: float  # seconds between the key frame's LiDAR and this camera's firing
     rays: Float32  # (H * W, 3) unit directions in camera coordinates through the pixel centres
+    fine_rays: Float32  # (3, H * W, 3) through the three further places FINE inside every pixel
 
     @property
     def pixel(self) -> float:
@@ -117,10 +120,10 @@ def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> Rig:
         )
         rotation = yaw_matrix(math.radians(heading)) @ OPTICAL @ _tilt(rng, 0.4)
         pose = rigid(rotation, np.array(place) + 0.01 * rng.standard_normal(3).clip(-2, 2))
-        gain = 0.62 * float(1 + 0.03 * rng.standard_normal())
-        cameras[channel] = Camera(
-            channel, width, height, k, pose, gain, firing_offset(heading), pixel_rays(k, width, height)
-        )
+        gain = 0.8 * float(1 + 0.03 * rng.standard_normal())
+        rays = pixel_rays(k, width, height)
+        fine = np.stack([pixel_rays(k, width, height, place) for place in FINE])
+        cameras[channel] = Camera(channel, width, height, k, pose, gain, firing_offset(heading), rays, fine)
     elevation = np.radians(np.linspace(-30.67, 10.67, BEAMS))
     azimuth = -2 * np.pi * np.arange(AZIMUTHS) / AZIMUTHS
     a, e = np.meshgrid(azimuth, elevation, indexing="ij")
@@ -135,10 +138,20 @@ def _world_rays(scene: Scene, t: float, ego_from_sensor: Array, rays: Float32) -
     return pose[:3, 3], rays @ pose[:3, :3].T.astype(np.float32)
 
 
+def camera_view(scene: Scene, camera: Camera, t: float) -> View:
+    """What a camera can see at the moment t, a little more than its image."""
+    pose = scene.ego_pose(t) @ camera.ego_from_cam
+    axis = pose[:2, 2] / np.linalg.norm(pose[:2, 2])
+    left, right = camera.intrinsics[0, 2], camera.width - camera.intrinsics[0, 2]
+    # The corners of a tilted image reach a little further to the side than its middle row.
+    half = math.atan2(1.15 * max(left, right), camera.intrinsics[0, 0])
+    return View(pose[:2, 3], axis, half)
+
+
 def look(scene: Scene, camera: Camera, t: float) -> Hits:
     """Ground truth of an image: the hit of every pixel's centre ray, row by row (H * W). ``distance`` is ray length."""
     origin, d = _world_rays(scene, t, camera.ego_from_cam, camera.rays)
-    return scene.cast(t, origin, d)
+    return scene.at(t, camera_view(scene, camera, t)).cast(origin, d)
 
 
 def camera_depth(scene: Scene, camera: Camera, t: float) -> Float32:
@@ -146,12 +159,35 @@ def camera_depth(scene: Scene, camera: Camera, t: float) -> Float32:
     return look(scene, camera, t).distance.reshape(camera.height, camera.width)
 
 
-def render(scene: Scene, shader: Shader, camera: Camera, t: float) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB image at the moment t."""
-    origin, d = _world_rays(scene, t, camera.ego_from_cam, camera.rays)
-    hits = scene.cast(t, origin, d)
-    linear = shader.colours(t, origin, d, hits, camera.pixel)
+def render(shader: Shader, camera: Camera, moment: Moment) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB image of a moment.
+
+    One ray through each pixel's centre; pixels at a visible border between two surfaces get three more.
+    """
+    scene = moment.scene
+    origin, d = _world_rays(scene, moment.t, camera.ego_from_cam, camera.rays)
+    hits = moment.cast(origin, d)
+    linear = shader.colours(moment, origin, d, hits, camera.pixel)  # (3, H * W)
+    surface = np.where(hits.face >= 0, scene.mesh.surface[hits.face], -1).reshape(camera.height, camera.width)
+    green = np.sqrt(linear[1] * np.float32(camera.gain)).reshape(camera.height, camera.width)
+    edge = _borders(surface, green)
+    if len(edge):
+        _, d = _world_rays(scene, moment.t, camera.ego_from_cam, camera.fine_rays[:, edge].reshape(-1, 3))
+        more = shader.colours(moment, origin, d, moment.cast(origin, d), camera.pixel)  # (3, 3 * E)
+        linear[:, edge] = (linear[:, edge] + more.reshape(3, len(FINE), -1).sum(1)) / (1 + len(FINE))
     return develop(linear, camera.gain).reshape(camera.height, camera.width, 3)
+
+
+def _borders(surface: NDArray[np.int32], light: Float32) -> NDArray[np.intp]:
+    """Linear indices of the pixels of (H, W) with a neighbour of another surface and of a brightness that differs."""
+    border = np.zeros(surface.shape, bool)
+    across = (surface[:, 1:] != surface[:, :-1]) & (np.abs(light[:, 1:] - light[:, :-1]) > EDGE)
+    down = (surface[1:] != surface[:-1]) & (np.abs(light[1:] - light[:-1]) > EDGE)
+    border[:, 1:] |= across
+    border[:, :-1] |= across
+    border[1:] |= down
+    border[:-1] |= down
+    return np.flatnonzero(border)
 
 
 def sweep(scene: Scene, lidar: Lidar, t: float, rng: np.random.Generator) -> tuple[Float32, NDArray[np.int32]]:
@@ -161,12 +197,13 @@ def sweep(scene: Scene, lidar: Lidar, t: float, rng: np.random.Generator) -> tup
     -1. Beams that meet nothing between LIDAR_NEAR and LIDAR_FAR return nothing, as do a few weak ones.
     """
     origin, d = _world_rays(scene, t, lidar.ego_from_lidar, lidar.rays)
-    hits = scene.cast(t, origin, d)
+    moment = scene.at(t)
+    hits = moment.cast(origin, d)
     noise = (RANGE_NOISE * rng.standard_normal(len(d))).astype(np.float32)
     luck = rng.random(len(d), dtype=np.float32)
     kept = np.flatnonzero((hits.distance > LIDAR_NEAR) & (hits.distance < LIDAR_FAR))
     face, r = hits.face[kept], hits.distance[kept]
-    facing = np.abs((hits.normals[face] * d[kept]).sum(1))
+    facing = np.abs(np.einsum("pi,pi->p", moment.normals[face], d[kept]))
     reflect = REFLECT[scene.mesh.material[face]] * (0.4 + 0.6 * scene.mesh.tint[face].mean(1).clip(0, 1))
     signal = reflect * (0.25 + 0.75 * facing)
     strong = luck[kept] < 1.3 * np.exp(-((r / 70.0) ** 2) * (0.25 / (signal + 0.02)))

@@ -14,8 +14,19 @@ from PIL import Image
 from mim4d.world.geometry import quaternion
 from mim4d.world.maps import token
 from mim4d.world.models import KINDS
-from mim4d.world.scene import Scene
-from mim4d.world.sensors import CAMERA_HZ, CAMERAS, KEY_HZ, LIDAR, LIDAR_HZ, Camera, Rig, render, sweep
+from mim4d.world.scene import Moment, Scene
+from mim4d.world.sensors import (
+    CAMERA_HZ,
+    CAMERAS,
+    KEY_HZ,
+    LIDAR,
+    LIDAR_HZ,
+    Camera,
+    Rig,
+    camera_view,
+    render,
+    sweep,
+)
 from mim4d.world.shading import Shader
 
 Array = NDArray[np.float64]
@@ -37,7 +48,7 @@ ATTRIBUTES = {
     "pedestrian.standing": "The person is standing.",
     "pedestrian.sitting_lying_down": "The person is sitting or lying.",
 }
-TABLES = ("attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map")
+TABLES: tuple[str, ...] = ("attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map")
 TABLES += ("sample", "sample_annotation", "sample_data", "scene", "sensor", "visibility")
 
 
@@ -133,7 +144,7 @@ class _SceneWriter:
         self.keys = key_frames(scene.seconds)
         self.rows = tables.rows
         self.logfile = f"w{scene.index:03d}-2026-01-{scene.index + 1:02d}-12-00-00+0000"
-        self.points: list[NDArray[np.float32]] = []  # per key frame (P, 3) LiDAR points in map coordinates
+        self.points: list[Array] = []  # per key frame (P, 3) LiDAR points in map coordinates
         # Per key frame and actor: surface points seen by the cameras, and those in front of them at all.
         self.seen = np.zeros((self.keys, len(scene.actors)))
         self.inside = np.zeros((self.keys, len(scene.actors)))
@@ -221,10 +232,12 @@ class _SceneWriter:
                 path = self._data(
                     camera.channel, frame, last, camera_per_key, t_us, "jpg", (camera.height, camera.width)
                 )
-                image = render(self.scene, self.shader, camera, t_us / 1e6)
+                t = t_us / 1e6
+                moment = self.scene.at(t, camera_view(self.scene, camera, t))
+                image = render(self.shader, camera, moment)
                 Image.fromarray(image).save(path, quality=JPEG_QUALITY, subsampling=0)
                 if frame % camera_per_key == 0:
-                    self._visible(frame // camera_per_key, camera, t_us / 1e6)
+                    self._visible(frame // camera_per_key, camera, moment)
                 self.done()
 
     def _surface_points(self, actor: int) -> NDArray[np.float32]:
@@ -235,12 +248,13 @@ class _SceneWriter:
         w = self.rng.dirichlet((1.0, 1.0, 1.0), SURFACE_POINTS)
         return (v[face] * w[:, :, None]).sum(1).astype(np.float32)
 
-    def _visible(self, key: int, camera: Camera, t: float) -> None:
+    def _visible(self, key: int, camera: Camera, moment: Moment) -> None:
         """Counts, per actor, surface points inside this image and those of them that nothing else hides."""
+        t = moment.t
         pose = self.scene.ego_pose(t) @ camera.ego_from_cam
         centre = pose[:3, 3]
         points = np.stack(
-            [a.pose(t)[0] + p @ a.rotation(t).T for a, p in zip(self.scene.actors, self.surface)]
+            [a.pose(t)[0] + p @ a.rotation(t).T for a, p in zip(self.scene.actors, self.surface, strict=True)]
         )  # (A, S, 3)
         local = (points - centre) @ pose[:3, :3]
         z = np.maximum(local[..., 2], 1e-3)
@@ -252,7 +266,7 @@ class _SceneWriter:
             return
         d = points[actor, point] - centre
         d /= np.linalg.norm(d, axis=1, keepdims=True)
-        own = self.scene.cast(t, centre, d.astype(np.float32)).owner == actor
+        own = moment.cast(centre, d.astype(np.float32)).owner == actor
         self.inside[key] += inside.sum(1)
         self.seen[key] += np.bincount(actor[own], minlength=len(self.scene.actors))
 
@@ -303,7 +317,8 @@ class _SceneWriter:
     @staticmethod
     def _count(points: Array, centre: Array, rotation: Array, size: tuple[float, float, float]) -> int:
         """LiDAR points inside a box, its faces included."""
-        near = points[np.abs(points - centre).max(1) < max(size)]
+        reach = max(size)
+        near = points[(np.abs(points[:, 0] - centre[0]) < reach) & (np.abs(points[:, 1] - centre[1]) < reach)]
         local = np.abs((near - centre) @ rotation)
         width, length, height = size
         return int((local <= np.array([length, width, height]) / 2).all(1).sum())

@@ -219,7 +219,8 @@ def _objects(new: dict[Material, Painter]) -> None:
 class Atlas:
     """Every material's mip chain, packed as 4 x uint8 in one flat array, and the large-scale noise.
 
-    ``texels`` (M * stride,) uint32; level l of material m starts at ``m * stride + level_start[l]`` with side ``TILE >> l``.
+    ``texels`` (M * stride,) uint32; level l of material m starts at ``m * stride + level_start[l]``, its side is
+    ``TILE >> l``.
     """
 
     stride = sum((TILE >> l) ** 2 for l in range(LEVELS))
@@ -243,24 +244,48 @@ class Atlas:
         self.noise = tileable_noise(np.random.default_rng([seed, 12]), NOISE, 2.2)  # (NOISE, NOISE)
 
     def sample(self, material: NDArray[np.uint8], u: Array, v: Array, level: NDArray[np.int32]) -> Array:
-        """Bilinear texels, tiles repeating: material (P,), u and v (P,) in tiles, mip level (P,) -> (P, 4)."""
+        """Bilinear texels, tiles repeating: material (P,), u and v (P,) in tiles, mip level (P,) -> (4, P)."""
         side = np.right_shift(TILE, level)  # (P,)
         base = material.astype(np.int32) * self.stride + self.level_start[level]
-        half = np.float32(0.5)
-        fx, fy = (u - np.floor(u)) * side - half, (v - np.floor(v)) * side - half
-        x0, y0 = np.floor(fx), np.floor(fy)
-        ax, ay = fx - x0, fy - y0
         wrap = side - 1  # sides are powers of two
-        x0, y0 = x0.astype(np.int32), y0.astype(np.int32)
-        x1, y1 = (x0 + 1) & wrap, ((y0 + 1) & wrap) * side + base
-        x0, y0 = x0 & wrap, (y0 & wrap) * side + base
-        bx, by = 1 - ax, 1 - ay
-        out = np.zeros((len(u), 4), np.float32)
+        x0, x1, ax = _taps(u, side, wrap)
+        y0, y1, ay = _taps(v, side, wrap)
+        y0, y1 = y0 * side + base, y1 * side + base
+        bx, by = (1 - ax) * np.float32(1 / 255), 1 - ay
+        ax = ax * np.float32(1 / 255)
+        out = np.zeros((4, len(u)), np.float32)
         for index, weight in ((y0 + x0, bx * by), (y0 + x1, ax * by), (y1 + x0, bx * ay), (y1 + x1, ax * ay)):
-            out += self.texels[index].view(np.uint8).reshape(-1, 4) * (weight * np.float32(1 / 255))[:, None]
+            texel = self.texels[index].view(np.uint8).reshape(-1, 4)
+            for c in range(4):
+                out[c] += texel[:, c] * weight
         return out
 
-    def clouds(self, u: Array, v: Array) -> Array:
-        """Large-scale noise at u, v (P,) in periods, nearest sample (P,)."""
-        x, y = (u * NOISE).astype(np.int32) & (NOISE - 1), (v * NOISE).astype(np.int32) & (NOISE - 1)
-        return self.noise[y, x]
+    def clouds(self, u: Array, v: Array, smooth: bool = False) -> Array:
+        """Large-scale noise at u, v (P,) in periods: the nearest sample, or bilinear between samples, (P,)."""
+        mask = NOISE - 1
+        if not smooth:
+            x, y = np.floor(u * NOISE).astype(np.int32) & mask, np.floor(v * NOISE).astype(np.int32) & mask
+            return self.noise[y, x]
+        x0, x1, ax = _taps(u, NOISE, mask)
+        y0, y1, ay = _taps(v, NOISE, mask)
+        low = self.noise[y0, x0] * (1 - ax) + self.noise[y0, x1] * ax
+        high = self.noise[y1, x0] * (1 - ax) + self.noise[y1, x1] * ax
+        return low * (1 - ay) + high * ay
+
+
+Ints = NDArray[np.int32]
+
+
+def _taps(u: Array, side: Ints | int, wrap: Ints | int) -> tuple[Ints, Ints, Array]:
+    """The two samples around u (in periods) on a repeating row of ``side``, and the second one's weight."""
+    f = (u - np.floor(u)) * side - np.float32(0.5)
+    f = f.astype(np.float32, copy=False)
+    low = np.floor(f)
+    i = low.astype(np.int32)
+    return i & wrap, (i + 1) & wrap, f - low
+
+
+def mip_level(texels: Array, levels: int) -> Ints:
+    """The level whose texels are as large as a pixel that covers so many of the finest ones: floor(log2), (P,)."""
+    exponent = np.frexp(np.maximum(texels, np.float32(1)))[1] - 1
+    return np.minimum(exponent, levels - 1).astype(np.int32)
