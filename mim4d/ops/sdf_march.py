@@ -200,11 +200,8 @@ def _check_decoder(op: str, name: str, value: object, volume: Tensor, condition:
 
 def _check_aabb(op: str, aabb: Sequence[float]) -> list[float]:
     box = [float(x) for x in aabb]
-    if (
-        len(box) != 6
-        or not all(map(math.isfinite, box))
-        or not all(a < b for a, b in zip(box[:3], box[3:], strict=True))
-    ):
+    ordered = len(box) == 6 and all(-math.inf < a < b < math.inf for a, b in zip(box[:3], box[3:], strict=True))
+    if not ordered:
         raise ValueError(f"mim4d.ops.{op}: aabb is {box}, wanted xmin, ymin, zmin < xmax, ymax, zmax")
     return box
 
