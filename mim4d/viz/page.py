@@ -101,7 +101,7 @@ def _table(rows: Iterable[tuple[object, object]], title: str, absent: str) -> st
 
 
 def _matrix(content: Mapping[str, Any], title: str, absent: str) -> str:
-    """A mapping of mappings, one row per entry and one line per inner entry."""
+    """A mapping of mappings, one row per entry, the inner entries in a line."""
     cells = {
         key: _lines(value, absent) if isinstance(value, Mapping) else _value(value, absent)
         for key, value in content.items()
@@ -111,8 +111,9 @@ def _matrix(content: Mapping[str, Any], title: str, absent: str) -> str:
 
 
 def _lines(content: Mapping[str, Any], absent: str) -> str:
-    return "<br>".join(
-        f'<span class="key">{text(key)}</span> {_value(value, absent)}' for key, value in content.items()
+    return " ".join(
+        f'<span class="pair"><span class="key">{text(key)}</span> {_value(value, absent)}</span>'
+        for key, value in content.items()
     )
 
 

@@ -357,8 +357,8 @@ def _machine(run: RunFolder) -> str:
         return "<p>Not known yet: the machine is written down in summary.json, which an unfinished run lacks.</p>"
     ready = {"libraries": "loaded", "backends": "ready", "ops": "ready"}  # there, nothing stands against it
     return (
-        "<p>What the run was computed on. Every op names the backends that are written for it and, where one cannot "
-        "run on this machine, why.</p>"
+        "<p>What the run was computed on. Every op names the backends that are written for it: ready ones are built "
+        "and loaded, and serve tensors of their own device; the others say what they lack.</p>"
         + page.facts(environment, "Versions and device", lambda key: ready.get(key, page.NOTHING))
     )
 

@@ -109,11 +109,12 @@ img { border-radius: 4px; background: var(--panel); }
 .scale .ticks span:first-child { transform: none; } .scale .ticks span:last-child { transform: translateX(-100%); }
 .facts { columns: 2; column-gap: 36px; }
 .facts table { width: 100%; margin-bottom: 22px; break-inside: avoid; }
-.facts .wide { column-span: all; }
+.facts .wide { column-span: all; margin-top: 22px; }
+.facts .pair { display: inline-block; margin-right: 18px; }
 .facts th, .facts td {
   padding: 4px 12px 4px 0; border-top: 1px solid var(--rule); vertical-align: top; overflow-wrap: anywhere;
 }
-.facts th { color: var(--muted); width: 34%; } .facts .wide th { width: 17%; }
+.facts th { color: var(--muted); width: 34%; } .facts .wide th { width: 22%; }
 .facts .key { color: var(--muted); } .none { color: var(--muted); }
 pre {
   background: var(--panel); border-radius: 8px; padding: 12px 16px; overflow-x: auto; margin: 8px 0 14px;
