@@ -1,0 +1,180 @@
+"""The command line from outside: exit codes, one line per fault, quick help."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mim4d
+from mim4d.cli import main
+
+ROOT = Path(mim4d.__file__).parent.parent
+
+
+def command(*arguments: str, code: str = "", **variables: str) -> subprocess.CompletedProcess:
+    """Run the command in a process of its own; ``code`` runs first in it."""
+    program = f"{code}\nimport sys\nfrom mim4d.cli import main\nsys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables},
+    )
+
+
+def one_line(stderr: str) -> str:
+    """The one line that a wrong command line must end in."""
+    lines = stderr.strip().splitlines()
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("mim4d: error: ")
+    return lines[0]
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    heavy = "import atexit, sys\natexit.register(lambda: print('torch' in sys.modules or 'numpy' in sys.modules))"
+    result = command("--help", code=heavy)
+    assert result.returncode == 0
+    assert "pretrain" in result.stdout
+    assert result.stdout.splitlines()[-1] == "False"
+
+
+def test_python_m_runs_it():
+    result = subprocess.run(
+        [sys.executable, "-m", "mim4d", "--version"], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert result.returncode == 0
+    assert result.stdout.strip() == mim4d.__version__
+
+
+PRETRAIN = ["pretrain", "--preset", "demo", "--data.root", "root"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pretrian"], "unknown command 'pretrian'; did you mean pretrain?"),
+        (["pretrain", "--out", "x"], "no preset given"),
+        (["pretrain", "--preset", "dmeo", "--out", "x"], "unknown preset 'dmeo'; did you mean demo?"),
+        (["pretrain", "--preset", "demo", "--out", "x"], "missing: --data.root"),
+        ([*PRETRAIN], "missing: --out"),
+        ([*PRETRAIN, "--train.step", "3"], "unknown option --train.step; did you mean --train.steps?"),
+        ([*PRETRAIN, "--seed=3"], "unknown option --seed; did you mean --train.seed?"),
+        ([*PRETRAIN, "--out=x", "--train.steps=x"], "--train.steps"),
+        ([*PRETRAIN, "--out", "x", "--train.steps", "-3"], "--train.steps -3 must not be negative"),
+        ([*PRETRAIN, "--out", "x", "--data.holdout", "z"], "--data.holdout"),
+        ([*PRETRAIN, "--out", "x", "stray"], "stray"),
+        ([*PRETRAIN, "--out", "x"], "root"),
+        (["render", "nowhere"], "no such run: nowhere"),
+        (["world"], "missing"),
+        (["world", "x", "--image-size", "128"], "--image-size is HEIGHTxWIDTH"),
+        (["world", "x", "--scenes", "1"], "scenes"),
+        (["info", "--jsn"], "unknown option --jsn; did you mean --json?"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert words in one_line(capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_data_is_one_line_and_exit_code_2(tiny_world, tiny_preset, tmp_path, capsys):
+    import shutil
+
+    def refused(root: Path, version: str = "v1.0-mini") -> str:
+        arguments = ["--preset", str(tiny_preset), "--data.root", str(root), "--data.version", version]
+        assert main(["pretrain", *arguments, "--out", str(tmp_path / "run")]) == 2
+        assert not (tmp_path / "run").exists()
+        return one_line(capsys.readouterr().err)
+
+    assert "v1.0-trainval" in refused(tiny_world, "v1.0-trainval")
+    for name in ("v1.0-mini/sample_data.json", next((tiny_world / "samples" / "CAM_FRONT").iterdir())):
+        path = Path(name)
+        path = path.relative_to(tiny_world) if path.is_absolute() else path
+        broken = tmp_path / path.name
+        shutil.copytree(tiny_world, broken)
+        (broken / path).unlink()
+        assert path.name in refused(broken)
+
+
+def test_a_missing_package_names_the_extra():
+    for name, arguments in {"tyro": ["info"], "yaml": ["pretrain", "--preset", "demo"]}.items():
+        result = command(*arguments, code=f"import sys; sys.modules[{name!r}] = None")
+        assert result.returncode == 2
+        line = one_line(result.stderr)
+        assert f"the package {name!r} is missing" in line
+        assert "pip install 'mim4d[train]'" in line
+
+
+def test_help_of_pretrain_shows_the_values_of_the_preset(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", "--preset", "demo", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--train.steps INT" in text
+    assert "values of preset demo" in text
+    assert "--data.root STR" in text
+    assert "(default: 128 224)" in text
+
+
+def test_the_command_line_goes_before_the_preset(tiny_world, tiny_preset, tmp_path, monkeypatch):
+    import mim4d.engine.pretrain as job
+
+    seen = []
+    monkeypatch.setattr(job, "pretrain", lambda config, run: seen.append((config, run)))
+    arguments = ["--preset", str(tiny_preset), "--data.root", str(tiny_world), "--out", str(tmp_path / "run")]
+    options = ["--train.steps", "9", "--train.save-every=3", "--data.offsets", "-1", "0", "--train.compile"]
+    assert main(["pretrain", *arguments, *options]) == 0
+    config, run = seen[0]
+    assert run == tmp_path / "run"
+    assert (config.train.steps, config.train.save_every, config.train.compile) == (9, 3, True)
+    assert config.data.offsets == (-1.0, 0.0)
+    assert config.train.lr == 4e-3  # the preset's
+    assert config.train.clip_norm == 35.0  # the code's
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    for word in ("torch", "voxel_sample", "reference", "[train]", "GPU", "processor"):
+        assert word in text
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["extras"]["train"]["tyro"]
+    assert found["backends"]["voxel_sample"]["reference"] is None
+
+
+def test_world(tmp_path, capsys):
+    pytest.importorskip("embreex")
+    out = tmp_path / "w"
+    assert main(["world", str(out), "--seconds", "0.5", "--image-size", "32x56"]) == 0
+    assert (out / "v1.0-mini" / "sample.json").is_file()
+    assert f"--data.root {out}" in capsys.readouterr().out
+    assert main(["world", str(out), "--seconds", "0.5", "--image-size", "32x56"]) == 0  # it is there already
+    assert main(["world", str(out), "--seconds", "1"]) == 2  # another world is there
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_backend_that_cannot_run_is_refused(tiny_world, tiny_preset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MIM4D_BACKEND", "cuda")
+    arguments = ["--preset", str(tiny_preset), "--data.root", str(tiny_world), "--out", str(tmp_path / "run")]
+    assert main(["pretrain", *arguments]) == 2
+    line = one_line(capsys.readouterr().err)
+    assert "MIM4D_BACKEND=cuda" in line
+    assert "cuda tensors" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_backend_is_refused():
+    result = command("info", MIM4D_BACKEND="cdua")
+    assert result.returncode == 2
+    line = one_line(result.stderr)
+    assert "MIM4D_BACKEND" in line
+    assert "cdua" in line

@@ -1,0 +1,62 @@
+"""Rows of metrics.jsonl, and what a resumed run does with them."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+
+import pytest
+
+from mim4d.engine.logbook import Logbook, read_rows, write_json
+from mim4d.engine.progress import Display, Rate, clock
+
+
+def test_rows_are_appended_and_mirrored(tmp_path):
+    with Logbook(tmp_path, 0) as book:
+        book.row({"step": 1, "loss": 2.5, "note": "text"})
+        book.row({"step": 2, "loss": 2.0})
+        book.evaluation(0, {"rgb_l1": 0.2})
+    assert [row["loss"] for row in read_rows(tmp_path / "metrics.jsonl")] == [2.5, 2.0]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_run_that_goes_on_drops_what_it_does_again_and_a_torn_line(tmp_path):
+    rows = [{"step": step, "loss": float(step)} for step in (1, 2, 3)]
+    text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with Logbook(tmp_path, 2) as book:
+        book.row({"step": 3, "loss": 33.0})
+    assert [row["loss"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1.0, 2.0, 33.0]
+
+
+def test_json_holds_no_nan(tmp_path):
+    write_json(tmp_path / "x.json", {"a": math.nan, "b": [math.inf, 1.0], "c": {"d": 2}})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.0], "c": {"d": 2}}
+    assert [each.name for each in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_clock_and_rate():
+    assert [clock(s) for s in (0, 59.6, 61, 3723)] == ["0:00", "1:00", "1:01", "1:02:03"]
+    rate = Rate()
+    assert rate.left(10) == "--"
+    rate.add(100.0)  # the first step warms up
+    for _ in range(5):
+        rate.add(2.0)
+    assert rate.seconds == pytest.approx(2.0)
+    assert rate.left(30) == "1:00"
+    assert rate.text() == "2.00 s/step"
+
+
+def test_without_a_terminal_progress_is_plain_lines(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    with Display().steps(0, 5, every=2) as steps:
+        for step in range(5):
+            steps.step({"loss": f"{step}"})
+    lines = out.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["2/5", "4/5", "5/5"]
+    assert all("left" in line and "\x1b" not in line for line in lines)
+    assert Display(quiet=True).line("nothing") is None
+    assert len(out.getvalue().splitlines()) == 3
