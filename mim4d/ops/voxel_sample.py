@@ -10,6 +10,8 @@ from torch import Tensor
 from .. import backends
 from .._library import define
 from ..reference import voxel_sample as reference
+from . import _check
+from ._formula import like, like_volume, wanted
 from ._modes import mode_id, padding_id
 
 
@@ -40,8 +42,7 @@ def voxel_sample(
     Raises:
         TypeError, ValueError: an argument of a wrong dtype, shape, device or name.
     """
-    points = _check("voxel_sample", volume, points)
-    args = (volume, points, mode_id("voxel_sample", mode), padding_id("voxel_sample", padding_mode), align_corners)
+    args = _checked("voxel_sample", volume, points, mode, padding_mode, align_corners)
     if backends.choose("voxel_sample", device=volume.device, dtype=volume.dtype, mode=mode) == "reference":
         return reference.voxel_sample(*args)
     return torch.ops.mim4d.voxel_sample.default(*args)
@@ -62,43 +63,31 @@ def voxel_sample_with_grad(
     Where an axis is clamped (``border``) the derivative along it is 0; on a voxel centre, where trilinear reading has a
     kink, it is that of the side of the larger coordinate.
     """
-    points = _check("voxel_sample_with_grad", volume, points)
-    ids = mode_id("voxel_sample_with_grad", mode), padding_id("voxel_sample_with_grad", padding_mode)
+    args = _checked("voxel_sample_with_grad", volume, points, mode, padding_mode, align_corners)
     if backends.choose("voxel_sample_with_grad", device=volume.device, dtype=volume.dtype, mode=mode) == "reference":
-        return reference.voxel_sample_with_grad(volume, points, *ids, align_corners)
-    return torch.ops.mim4d.voxel_sample_with_grad.default(volume, points, *ids, align_corners)
+        return reference.voxel_sample_with_grad(*args)
+    return torch.ops.mim4d.voxel_sample_with_grad.default(*args)
 
 
-def _check(op: str, volume: Tensor, points: Tensor) -> Tensor:
-    """Refuse what no backend can run; returns the points, widened where autocast made them half."""
-    if volume.dim() != 5:
-        raise ValueError(f"mim4d.ops.{op}: volume has shape {tuple(volume.shape)}, wanted (B, C, Z, Y, X)")
-    if 0 in volume.shape[2:]:
-        raise ValueError(f"mim4d.ops.{op}: volume has shape {tuple(volume.shape)}, wanted Z, Y and X of at least 1")
+def _checked(
+    op: str, volume: Tensor, points: Tensor, mode: str, padding_mode: str, align_corners: bool
+) -> tuple[Tensor, Tensor, int, int, bool]:
+    """The arguments as the dispatcher takes them: points widened where autocast made them half, names as ints."""
+    _check.tensor(op, "volume", volume, "B", "C", "Z", "Y", "X")
+    if min(volume.shape[2:]) < 1:
+        raise ValueError(f"mim4d.ops.{op}: volume has shape {tuple(volume.shape)}, wanted at least one voxel")
+    if not isinstance(points, Tensor):
+        raise TypeError(f"mim4d.ops.{op}: points is {type(points).__name__}, wanted a Tensor")
     if points.dim() < 2 or points.shape[-1] != 3 or points.shape[0] != volume.shape[0]:
         raise ValueError(f"mim4d.ops.{op}: points has shape {tuple(points.shape)}, wanted ({volume.shape[0]}, ..., 3)")
-    if not volume.is_floating_point():
-        raise TypeError(f"mim4d.ops.{op}: volume is {volume.dtype}, wanted a floating dtype")
-    if volume.device != points.device:
-        raise ValueError(f"mim4d.ops.{op}: points is on {points.device}, wanted {volume.device} as the volume")
+    _check.floating(op, "volume", volume)
+    _check.device(op, "points", points, volume.device, "volume")
     wanted = torch.float64 if volume.dtype == torch.float64 else torch.float32
-    if points.dtype == wanted:
-        return points
-    if points.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(points.device.type):
-        return points.to(wanted)
-    raise TypeError(f"mim4d.ops.{op}: points is {points.dtype}, wanted {wanted} with a volume of {volume.dtype}")
+    points = _check.coordinates(op, "points", points, wanted, f"with a volume of {volume.dtype}")
+    return volume, points, mode_id(op, mode), padding_id(op, padding_mode), bool(align_corners)
 
 
 # ---- fakes: shapes, strides and dtypes of the results, without computing
-
-
-def _like(t: Tensor, wanted: bool) -> Tensor:
-    return torch.empty_like(t, memory_format=torch.contiguous_format) if wanted else t.new_empty(0)
-
-
-def _like_volume(volume: Tensor, wanted: bool) -> Tensor:
-    # Channels last whatever the volume's own layout: the kernels add whole rows of channels.
-    return torch.empty_like(volume, memory_format=torch.channels_last_3d) if wanted else volume.new_empty(0)
 
 
 def _fake(volume: Tensor, points: Tensor, *_: Any) -> Tensor:
@@ -107,14 +96,14 @@ def _fake(volume: Tensor, points: Tensor, *_: Any) -> Tensor:
 
 def _fake_backward(grad: Tensor, volume: Tensor, points: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     *_, mask = options
-    return _like_volume(volume, mask[0]), _like(points, mask[1])
+    return like_volume(volume, mask[0]), like(points, mask[1])
 
 
 def _fake_double_backward(
     _ggv: Tensor | None, _ggp: Tensor | None, grad: Tensor, volume: Tensor, points: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     *_, mask = options
-    return _like(grad, mask[0]), _like_volume(volume, mask[1]), _like(points, mask[2])
+    return like(grad, mask[0]), like_volume(volume, mask[1]), like(points, mask[2])
 
 
 def _fake_with_grad(volume: Tensor, points: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -126,7 +115,7 @@ def _fake_with_grad_backward(
     _features: Tensor | None, _jacobian: Tensor | None, volume: Tensor, points: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
     *_, mask = options
-    return _like_volume(volume, mask[0]), _like(points, mask[1])
+    return like_volume(volume, mask[0]), like(points, mask[1])
 
 
 # ---- autograd: each formula calls the op of the next order
@@ -143,7 +132,7 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
     if grad is None:
         return None, None, None, None, None
     found = torch.ops.mim4d.voxel_sample_backward.default(grad, *ctx.saved_tensors, *ctx.options, mask)
-    return *_wanted(found, mask), None, None, None
+    return *wanted(found, mask), None, None, None
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -155,7 +144,7 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _double_backward(ctx: Any, ggv: Tensor | None, ggp: Tensor | None) -> tuple[Any, ...]:
     mask = list(ctx.needs_input_grad[:3])
     found = torch.ops.mim4d.voxel_sample_double_backward.default(ggv, ggp, *ctx.saved_tensors, *ctx.options, mask)
-    return *_wanted(found, mask), None, None, None, None
+    return *wanted(found, mask), None, None, None, None
 
 
 def _backward_with_grad(ctx: Any, features: Tensor | None, jacobian: Tensor | None) -> tuple[Any, ...]:
@@ -163,11 +152,7 @@ def _backward_with_grad(ctx: Any, features: Tensor | None, jacobian: Tensor | No
     found = torch.ops.mim4d.voxel_sample_with_grad_backward.default(
         features, jacobian, *ctx.saved_tensors, *ctx.options, mask
     )
-    return *_wanted(found, mask), None, None, None
-
-
-def _wanted(found: tuple[Tensor, ...], mask: list[bool]) -> tuple[Tensor | None, ...]:
-    return tuple(g if m else None for g, m in zip(found, mask, strict=True))
+    return *wanted(found, mask), None, None, None
 
 
 _ARGS = "Tensor volume, Tensor points, int mode, int padding_mode, bool align_corners"

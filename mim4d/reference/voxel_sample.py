@@ -195,6 +195,8 @@ def _gather(volume: Tensor, rows: Tensor, taps: tuple[Taps, Taps, Taps]) -> Tens
     cells = (rows[:, None, None, None] * Z + z.cell[:, :, None, None]) * Y + y.cell[:, None, :, None]
     cells = (cells * X + x.cell[:, None, None, :]).flatten(1)  # (P, K)
     inside = (z.inside[:, :, None, None] & y.inside[:, None, :, None] & x.inside[:, None, None, :]).flatten(1)
-    flat = volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1])  # (B*Z*Y*X, C)
-    values = flat.to(taps[0].weight.dtype).index_select(0, cells.flatten()).reshape(*cells.shape, -1)  # (P, K, C)
+    flat = volume.permute(0, 2, 3, 4, 1).flatten(0, 3)  # (B*Z*Y*X, C)
+    values = (
+        flat.to(taps[0].weight.dtype).index_select(0, cells.flatten()).reshape(*cells.shape, flat.shape[1])
+    )  # (P, K, C)
     return torch.where(inside.unsqueeze(-1), values, 0.0)
