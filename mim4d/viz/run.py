@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from mim4d.errors import UserError
 
@@ -136,7 +137,9 @@ def load_run(path: Path) -> RunFolder:
         )
     summary_path = path / "summary.json"
     summary = load_summary(summary_path) if summary_path.is_file() else {}
-    return RunFolder(path, config_text, read_settings(config_text), summary, metrics, before, after)
+    return RunFolder(
+        path, config_text, read_settings(config_text, str(path / "config.yaml")), summary, metrics, before, after
+    )
 
 
 def _text(path: Path) -> str:
@@ -240,40 +243,30 @@ def scores(summary: dict[str, Any], group: str, when: str) -> dict[str, float] |
     return {name: _number(entry.get(name)) for name in names} if any(name in entry for name in names) else None
 
 
-def read_settings(text: str) -> dict[str, str]:
-    """The scalar settings of a written config by dotted name, as text: ``{"data.version": "v1.0-mini", ...}``.
+def read_settings(text: str, file: str = "config.yaml") -> dict[str, str]:
+    """The settings of a written config by dotted name, as text: ``{"data.version": "v1.0-mini", ...}``.
 
-    The page prints the whole file as it is and quotes a few settings in words; this reads just what it quotes: nested
-    block mappings and lists of scalars, as a YAML writer lays out dataclasses. What it does not know it leaves out.
+    Lists of scalars are joined by ``", "``; what is empty or null is left out.
+
+    Raises:
+        UserError: the text is no YAML, or no mapping.
     """
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{file}: holds no settings")
     found: dict[str, str] = {}
-    parents: list[tuple[int, str]] = []  # (indent, key)
-    for line in text.splitlines():
-        body = line.split(" #")[0].strip()
-        if not body or body.startswith("#") or body == "---":
-            continue
-        indent = len(line) - len(line.lstrip(" "))
-        if body.startswith("- "):
-            while parents and parents[-1][0] > indent:
-                parents.pop()
-            name = ".".join(key for _, key in parents)
-            found[name] = ", ".join(part for part in (found.get(name, ""), _unquote(body[2:])) if part)
-            continue
-        key, colon, value = body.partition(":")
-        if not colon:
-            continue
-        while parents and parents[-1][0] >= indent:
-            parents.pop()
-        parents.append((indent, _unquote(key)))
-        if value.strip():
-            found[".".join(key for _, key in parents)] = _unquote(value)
+
+    def walk(node: object, name: str) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(value, f"{name}.{key}" if name else str(key))
+        elif isinstance(node, list):
+            found[name] = ", ".join(str(item) for item in node)
+        elif node not in (None, ""):
+            found[name] = str(node)
+
+    walk(tree, "")
     return found
-
-
-def _unquote(text: str) -> str:
-    text = text.strip()
-    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
-    if len(text) >= 2 and (text[0], text[-1]) in {("[", "]"), ("(", ")")}:
-        return text[1:-1].strip()
-    return text

@@ -94,8 +94,7 @@ def test_metrics_of_a_stopped_and_resumed_run(tmp_path: Path) -> None:
         load_metrics(path)
 
 
-def test_settings_agree_with_yaml() -> None:
-    """The reader of quoted settings against a real YAML parser, on what a YAML writer makes of nested settings."""
+def test_settings_by_dotted_name() -> None:
     tree = {
         "data": {
             "root": "/a b/c: d",
@@ -107,17 +106,23 @@ def test_settings_agree_with_yaml() -> None:
         "model": {"bounds": [-51.2, 51.2], "backbone": "convnext_atto", "name": ""},
         "preset": "demo",
     }
-    for flow in (False, None):
-        text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=flow, width=1000)
-        assert yaml.safe_load(text) == tree
-        found = read_settings(text)
-        assert found["data.root"] == "/a b/c: d"
-        assert found["data.offsets"] == "-0.5, 0.0"
-        assert found["data.cameras"] == "A, B"
-        assert found["data.holdout"] == "rays"
-        assert found["model.bounds"] == "-51.2, 51.2"
-        assert found["preset"] == "demo"
-        assert found["model.backbone"] == "convnext_atto"
+    found = read_settings(yaml.safe_dump(tree))
+    assert found == {
+        "data.root": "/a b/c: d",
+        "data.version": "v1.0-mini",
+        "data.offsets": "-0.5, 0.0",
+        "data.cameras": "A, B",
+        "data.holdout": "rays",
+        "model.bounds": "-51.2, 51.2",
+        "model.backbone": "convnext_atto",
+        "preset": "demo",
+    }
+
+
+@pytest.mark.parametrize("text", ["a: [1, 2", "just words", "", "- 1"])
+def test_broken_settings_name_the_file(text: str) -> None:
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        read_settings(text, "config.yaml")
 
 
 def test_scores() -> None:
