@@ -30,8 +30,8 @@ class RenderArguments:
     """Step of the checkpoint; -1 takes the newest."""
     stride: int = 0
     """Render every n-th pixel; 0 takes the run's train.picture_stride."""
-    clip: int = 0
-    """Which held-out clip."""
+    clip: int = -1
+    """Which held-out clip, counted from 0; -1 takes the one that the report shows."""
 
 
 @dataclass

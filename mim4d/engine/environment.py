@@ -34,7 +34,7 @@ EXTRAS = {
 
 def facts() -> dict[str, Any]:
     """Versions, processor, GPUs, build, backends of every op (None, or why it cannot run) and the extras' packages."""
-    status = backends.status()
+    status: dict[str, Any] = backends.status()
     return {
         "mim4d": __version__,
         "python": platform.python_version(),
@@ -50,8 +50,16 @@ def facts() -> dict[str, Any]:
         "build": status["build"],
         "libraries": status["libraries"],
         "asked_backend": status["asked"],
-        "backends": status["ops"],
+        "backends": {op: _with_devices(known) for op, known in status["ops"].items()},
         "extras": {extra: {name: version(name) for name in names} for extra, names in EXTRAS.items()},
+    }
+
+
+def _with_devices(known: dict[str, str | None]) -> dict[str, str | None]:
+    """Backend -> why not, where a kernel that is there still needs a GPU."""
+    needs_gpu = ("cuda", "triton") if not torch.cuda.is_available() else ()
+    return {
+        name: "there is no GPU" if reason is None and name in needs_gpu else reason for name, reason in known.items()
     }
 
 
