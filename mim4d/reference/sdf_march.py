@@ -325,7 +325,7 @@ def _inverse_cdf(edges: Tensor, weight: Tensor, u: Tensor) -> Tensor:
     # section that has weight.
     wanted = (u * mass[..., -1:]).contiguous()  # (B, R, J)
     right = torch.searchsorted(mass, wanted, right=True).clamp(1, weight.shape[-1])
-    (m0, e0), (m1, e1) = ((x.gather(-1, i) for x in (mass, edges)) for i in (right - 1, right))
-    width = m1 - m0
-    share = torch.where(width > 0, (wanted - m0) / width, 0.0).clamp(0, 1)
+    m0, m1 = mass.gather(-1, right - 1), mass.gather(-1, right)
+    e0, e1 = edges.gather(-1, right - 1), edges.gather(-1, right)
+    share = torch.where(m1 > m0, (wanted - m0) / (m1 - m0), 0.0).clamp(0, 1)
     return e0 + (e1 - e0) * share
