@@ -48,11 +48,11 @@ def ms_deform_attn(
         wx = torch.stack((1 - tx, tx), -1).unsqueeze(-2)
         wy = torch.stack((1 - ty, ty), -1).unsqueeze(-1)
         weight = wy * wx * attention_weights.to(dtype)[..., None, None]
-        weight = torch.where(inside, weight, 0.0).reshape(B * Q * M, -1)  # (B*Q*M, L*P*4)
+        weight = torch.where(inside, weight, 0.0).flatten(0, 2).flatten(1)  # (B*Q*M, L*P*4)
         item = torch.arange(B, device=device).view(-1, 1, 1, 1, 1, 1, 1)
         head = torch.arange(M, device=device).view(-1, 1, 1, 1, 1)
-        index = ((item * S + place.clamp(0, S - 1)) * M + head).reshape(weight.shape)
-        rows = value.reshape(-1, D).to(dtype)  # (B*S*M, D)
+        index = ((item * S + place.clamp(0, S - 1)) * M + head).flatten(0, 2).flatten(1)
+        rows = value.flatten(0, 2).to(dtype).contiguous()  # (B*S*M, D)
         out = combine(rows, narrow(index, rows.shape[0]), weight)  # (B*Q*M, D)
     return out.to(value.dtype).reshape(B, Q, M * D)
 

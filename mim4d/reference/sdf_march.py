@@ -202,7 +202,7 @@ def _locate(
     volume: Tensor, points: Tensor, aabb: Sequence[float], mode: int, padding_mode: int, align_corners: bool
 ) -> _Place:
     """points (3, P), equally many for each item of the batch, in order."""
-    B, C, *sizes = volume.shape
+    B, _, *sizes = volume.shape
     scale = tuple(2.0 / (high - low) for low, high in zip(aabb[:3], aabb[3:], strict=True))
     taps = []
     for axis, size in enumerate(reversed(sizes)):
@@ -217,7 +217,7 @@ def _locate(
     item = torch.arange(B, device=volume.device).unsqueeze(1).expand(B, P // max(B, 1)).reshape(-1, 1)  # (P, 1)
     column = ((item * Z + z.cell).unsqueeze(2) * Y + y.cell.unsqueeze(1)).flatten(1)  # (P, Kz*Ky)
     index = (column.unsqueeze(2) * X + x.cell.unsqueeze(1)).flatten(1)  # (P, K) as _product
-    rows = volume.permute(0, 2, 3, 4, 1).reshape(-1, C).to(points.dtype).contiguous()
+    rows = volume.permute(0, 2, 3, 4, 1).flatten(0, 3).to(points.dtype).contiguous()
     return _Place(rows, narrow(index, rows.shape[0]), (x, y, z), scale)
 
 

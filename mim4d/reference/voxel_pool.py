@@ -23,7 +23,7 @@ from ._rows import Plan, plan, spread
 def pool_index(cells: Tensor, grid_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """cells (B,N,D,H,W) int32 -> points (B*N*D*H*W,) int32: all points sorted by (b, cell), the dropped ones last;
     starts (B*Z*Y*X + 1,) int32: where the points of each cell begin, then where the dropped ones do."""
-    order = plan(_rows_of(cells, grid_shape).reshape(-1, 1), cells.shape[0] * _volume(grid_shape) + 1)
+    order = plan(_rows_of(cells, grid_shape).flatten().unsqueeze(1), cells.shape[0] * _volume(grid_shape) + 1)
     return order.entry, order.start
 
 
@@ -44,9 +44,9 @@ def voxel_pool(
     C = features.shape[2]
     dtype = torch.promote_types(torch.promote_types(depth_probs.dtype, features.dtype), torch.float32)
     with torch.autocast(features.device.type, enabled=False):
-        pixels = features.permute(0, 1, 3, 4, 2).reshape(-1, C).to(dtype).contiguous()  # (B*N*H*W, C)
-        weight = depth_probs.permute(0, 1, 3, 4, 2).reshape(-1, D).to(dtype)  # (B*N*H*W, D)
-        index = _rows_of(cells, grid_shape).permute(0, 1, 3, 4, 2).reshape(-1, D)  # (B*N*H*W, D)
+        pixels = features.permute(0, 1, 3, 4, 2).flatten(0, 3).to(dtype).contiguous()  # (B*N*H*W, C)
+        weight = depth_probs.permute(0, 1, 3, 4, 2).flatten(0, 3).to(dtype)  # (B*N*H*W, D)
+        index = _rows_of(cells, grid_shape).permute(0, 1, 3, 4, 2).flatten(0, 3)  # (B*N*H*W, D)
         # From the order (b,n,d,h,w) of the points to the order (b,n,h,w,d) of weight and index.
         pixel = points // (D * H * W) * (H * W) + points % (H * W)
         entry = pixel * D + points // (H * W) % D

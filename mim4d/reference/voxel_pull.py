@@ -26,8 +26,8 @@ def voxel_pull(features: Sequence[Tensor], depth_probs: Sequence[Tensor], uvd: T
     """
     B, N, V, _ = uvd.shape
     with torch.autocast(uvd.device.type, enabled=False):
-        seen = (uvd.abs() < 1).all(-1).reshape(-1)  # (P,), P = B*N*V; False for NaN
-        place = torch.where(seen.unsqueeze(-1), uvd.reshape(-1, 3), 0.0)  # (P, 3)
+        seen = (uvd.abs() < 1).all(-1).flatten()  # (P,), P = B*N*V; False for NaN
+        place = torch.where(seen.unsqueeze(-1), uvd.flatten(0, 2), 0.0)  # (P, 3)
         camera = torch.arange(B * N, device=uvd.device).repeat_interleave(V).unsqueeze(1)  # (P, 1)
         out = uvd.new_zeros(B * V, features[0].shape[2])
         for image, probs in zip(features, depth_probs, strict=True):
@@ -36,14 +36,14 @@ def voxel_pull(features: Sequence[Tensor], depth_probs: Sequence[Tensor], uvd: T
             pixel = (((camera * H + y.cell).unsqueeze(2) * W) + x.cell.unsqueeze(1)).flatten(1)  # (P, 4) y, x
             voxel = ((camera * D + z.cell).unsqueeze(2) * H + y.cell.unsqueeze(1)).flatten(1)  # (P, 4) z, y
             voxel = (voxel.unsqueeze(2) * W + x.cell.unsqueeze(1)).flatten(1)  # (P, 8) z, y, x
-            column = probs.reshape(-1, 1).to(uvd.dtype)  # (B*N*D*H*W, 1)
+            column = probs.flatten().unsqueeze(1).to(uvd.dtype)  # (B*N*D*H*W, 1)
             belief = combine(column, narrow(voxel, len(column)), _product(x.weight, y.weight, z.weight))  # (P, 1)
             weight = (y.weight.unsqueeze(2) * x.weight.unsqueeze(1)).flatten(1) * belief  # (P, 4)
             weight = torch.where(seen.unsqueeze(-1), weight, 0.0)
-            rows = image.permute(0, 1, 3, 4, 2).reshape(-1, image.shape[2]).to(uvd.dtype).contiguous()  # (B*N*H*W, C)
+            rows = image.permute(0, 1, 3, 4, 2).flatten(0, 3).to(uvd.dtype).contiguous()  # (B*N*H*W, C)
             pixel, weight = (t.view(B, N, V, 4).transpose(1, 2).reshape(B * V, N * 4) for t in (pixel, weight))
             out = out + combine(rows, narrow(pixel, len(rows)), weight)  # (B*V, C)
-    return out.to(features[0].dtype).view(B, V, -1).transpose(1, 2)
+    return out.to(features[0].dtype).view(B, V, features[0].shape[2]).transpose(1, 2)
 
 
 def voxel_pull_backward(
