@@ -97,12 +97,11 @@ def street_path(
         angle = math.atan2(-left[1], -left[0]) + np.linspace(0.0, turn, n + 1)
         poly.extend(centre + radius * np.stack([np.cos(angle), np.sin(angle)], -1))
     poly.append(pts[-1])
-    dense: list[Array] = []
+    dense = []
     for a, b in pairwise(poly):
         n = max(1, math.ceil(float(np.linalg.norm(b - a)) / PATH_STEP))
-        dense.extend(a + (b - a) * (i / n) for i in range(n))
-    dense.append(poly[-1])
-    uv = np.array(dense)  # (P, 2)
+        dense.append(a + (b - a) * (np.arange(n)[:, None] / n))
+    uv = np.concatenate([*dense, poly[-1:]])  # (P, 2)
     uv = uv[np.concatenate([[True], np.linalg.norm(np.diff(uv, axis=0), axis=1) > 1e-9])]
     z = np.zeros(len(uv))
     if kerbs is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from mim4d.world.roads import Roads
 from mim4d.world.textures import mip_level
@@ -38,6 +38,8 @@ class Ground:
                 draw_yellow.polygon(points, fill=255)
             else:
                 draw_white.polygon(points, fill=255 if colour == "white" else 96)
+        soft = ImageFilter.BoxBlur(0.8)  # polygons are drawn without smooth edges
+        white, yellow = white.filter(soft), yellow.filter(soft)
         self.shape: list[tuple[int, int]] = []
         self.start: list[int] = []
         chain, total = [], 0

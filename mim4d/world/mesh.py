@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -201,70 +203,42 @@ class Builder:
         return join([own, *self._parts])
 
 
-def blob(
-    rng: np.random.Generator, radius: Vec, tint: RGB, material: Material = Material.FOLIAGE, rough: float = 0.18
-) -> Mesh:
-    """A lumpy ellipsoid about the origin (80 triangles): an icosahedron split once, its corners pushed in and out."""
+@functools.cache
+def _sphere() -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """An icosahedron split once: corners (42, 3) on the unit sphere, faces (80, 3), counter-clockwise from outside."""
     g = (1 + math.sqrt(5)) / 2
-    v = [
-        (-1, g, 0),
-        (1, g, 0),
-        (-1, -g, 0),
-        (1, -g, 0),
-        (0, -1, g),
-        (0, 1, g),
-        (0, -1, -g),
-        (0, 1, -g),
-        (g, 0, -1),
-        (g, 0, 1),
-        (-g, 0, -1),
-        (-g, 0, 1),
-    ]
-    faces = [
-        (0, 11, 5),
-        (0, 5, 1),
-        (0, 1, 7),
-        (0, 7, 10),
-        (0, 10, 11),
-        (1, 5, 9),
-        (5, 11, 4),
-        (11, 10, 2),
-        (10, 7, 6),
-        (7, 1, 8),
-    ]
-    faces += [
-        (3, 9, 4),
-        (3, 4, 2),
-        (3, 2, 6),
-        (3, 6, 8),
-        (3, 8, 9),
-        (4, 9, 5),
-        (2, 4, 11),
-        (6, 2, 10),
-        (8, 6, 7),
-        (9, 8, 1),
-    ]
-    points = [np.array(p, float) / math.sqrt(1 + g * g) for p in v]
-    middle: dict[tuple[int, int], int] = {}
+    corners = [(s, t * g, 0.0) for t in (1, -1) for s in (-1, 1)]
+    points = [np.roll(c, k) / math.hypot(1, g) for k in range(3) for c in corners]
+    # Three corners form a face where they lie at the least distance from each other.
+    p = np.array(points)
+    near = np.linalg.norm(p[:, None] - p[None], axis=-1) < 1.1
+    faces = []
+    for a, b, c in itertools.combinations(range(12), 3):
+        if near[a, b] and near[b, c] and near[a, c]:
+            faces.append((a, b, c) if np.linalg.det(p[[a, b, c]]) > 0 else (a, c, b))
+    middle: dict[frozenset[int], int] = {}
 
     def between(i: int, j: int) -> int:
-        key = (min(i, j), max(i, j))
+        key = frozenset((i, j))
         if key not in middle:
-            p = points[i] + points[j]
-            points.append(p / np.linalg.norm(p))
-            middle[key] = len(points) - 1
+            middle[key] = len(points)
+            points.append((points[i] + points[j]) / np.linalg.norm(points[i] + points[j]))
         return middle[key]
 
-    split: list[tuple[int, int, int]] = []
+    split = []
     for a, b, c in faces:
         ab, bc, ca = between(a, b), between(b, c), between(c, a)
         split += [(a, ab, ca), (b, bc, ab), (c, ca, bc), (ab, bc, ca)]
-    p = (
-        np.array(points)
-        * (1 + rough * rng.standard_normal((len(points), 1)).clip(-1.5, 1.5))
-        * np.asarray(radius, float)
-    )
-    tri = p[np.array(split)].astype(np.float32)  # (80, 3, 3)
+    return np.array(points), np.array(split)
+
+
+def blob(
+    rng: np.random.Generator, radius: Vec, tint: RGB, material: Material = Material.FOLIAGE, rough: float = 0.18
+) -> Mesh:
+    """A lumpy ellipsoid about the origin, 80 triangles: a sphere whose corners are pushed in and out at random."""
+    points, faces = _sphere()
+    push = 1 + rough * rng.standard_normal((len(points), 1)).clip(-1.5, 1.5)
+    tri = (points * push * np.asarray(radius, np.float64))[faces].astype(np.float32)  # (80, 3, 3)
     uv = (np.stack([tri[..., 0] + 0.6 * tri[..., 1], tri[..., 2] + 0.4 * tri[..., 1]], -1) / 2.5).astype(np.float32)
     n = len(tri)
     shade = (0.8 + 0.4 * rng.random((n, 1))) * np.array(tint)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mim4d.world.geometry import quaternion
+from mim4d.world.geometry import quaternion, yaw_matrix
 from mim4d.world.maps import token
 from mim4d.world.models import KINDS
 from mim4d.world.scene import Moment, Scene
@@ -248,14 +248,16 @@ class _SceneWriter:
         w = self.rng.dirichlet((1.0, 1.0, 1.0), SURFACE_POINTS)
         return (v[face] * w[:, :, None]).sum(1).astype(np.float32)
 
+    def _on_actor(self, i: int, t: float) -> Array:
+        """(SURFACE_POINTS, 3) an actor's surface points in map coordinates."""
+        centre, yaw = self.scene.actors[i].pose(t)
+        return centre + self.surface[i] @ yaw_matrix(float(yaw)).T
+
     def _visible(self, key: int, camera: Camera, moment: Moment) -> None:
         """Counts, per actor, surface points inside this image and those of them that nothing else hides."""
-        t = moment.t
-        pose = self.scene.ego_pose(t) @ camera.ego_from_cam
+        pose = self.scene.ego_pose(moment.t) @ camera.ego_from_cam
         centre = pose[:3, 3]
-        points = np.stack(
-            [a.pose(t)[0] + p @ a.rotation(t).T for a, p in zip(self.scene.actors, self.surface, strict=True)]
-        )  # (A, S, 3)
+        points = np.stack([self._on_actor(i, moment.t) for i in range(len(self.scene.actors))])  # (A, S, 3)
         local = (points - centre) @ pose[:3, :3]
         z = np.maximum(local[..., 2], 1e-3)
         u = local[..., 0] / z * camera.intrinsics[0, 0] + camera.intrinsics[0, 2]

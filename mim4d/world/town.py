@@ -243,17 +243,19 @@ class Town:
         crown, yaw = float(rng.uniform(1.3, 2.3)), float(rng.uniform(0, 6.3))
         height = 2 * crown + float(rng.uniform(2.4, 4.0))
         tint = colour(np.array(self.style.leaves) * rng.uniform(0.75, 1.25, 3), limit=2.0)
-        parts = [(blob(rng, (crown, crown, 0.9 * crown), tint), (0.0, 0.0, height - crown))]
-        for angle in (yaw, yaw + 2.4):
-            place = (0.6 * crown * math.cos(angle), 0.6 * crown * math.sin(angle), height - 1.25 * crown)
-            parts.append((blob(rng, (0.7 * crown,) * 3, tint), place))
         xy = self.roads.bend.point(np.array((u, v)))
         room = self._free(xy, 0.6) and self._free(xy, 1.3 * crown, above=2.2)
         if not (room and self._near(xy, TREES_WITHIN)):
             return
         self.b.pole(xy, KERB_HEIGHT, height - crown, 0.13 + 0.02 * height, M.BARK, scale=0.7)
-        for part, (dx, dy, dz) in parts:
-            self.b.add(part, np.eye(3), (xy[0] + dx, xy[1] + dy, dz))
+        self.b.add(blob(rng, (crown, crown, 0.9 * crown), tint), np.eye(3), (*xy, height - crown))
+        for angle in (yaw, yaw + 2.4):
+            place = (
+                xy[0] + 0.6 * crown * math.cos(angle),
+                xy[1] + 0.6 * crown * math.sin(angle),
+                height - 1.25 * crown,
+            )
+            self.b.add(blob(rng, (0.7 * crown,) * 3, tint), np.eye(3), place)
 
     def _lamp(self, u: float, v: float, road: tuple[float, float]) -> None:
         xy = self.roads.bend.point(np.array((u, v)))

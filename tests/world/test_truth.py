@@ -1,0 +1,275 @@
+"""The world agrees with itself: poses, sweeps, images, boxes and velocities tell one story."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from world_truth import SEED, Truth, quaternion_matrix
+
+from mim4d.world.actors import EGO_CENTRE, EGO_HALF
+from mim4d.world.geometry import boxes_overlap, yaw_matrix
+from mim4d.world.sensors import RANGE_NOISE, camera_depth, camera_view, render, sweep
+from mim4d.world.shading import Shader
+from mim4d.world.textures import Atlas
+
+NOISE = 6 * RANGE_NOISE  # 35 000 draws stay below 4.5 standard deviations
+
+
+def test_every_sensor_has_the_ego_pose_of_its_own_time(truth: Truth) -> None:
+    nusc = truth.nusc
+    sweeps = truth.data("LIDAR_TOP")
+    times = np.array([r["timestamp"] for r in sweeps], float)
+    places = np.array([nusc.get("ego_pose", r["ego_pose_token"])["translation"] for r in sweeps])
+    speed = np.linalg.norm(np.diff(places, axis=0), axis=1) * 20
+    assert speed.min() > 2.0
+    assert speed.max() < 12.0
+    assert (places[:, 2] == 0).all()
+    for channel in truth.rig.cameras:
+        for row in truth.data(channel)[1:]:
+            pose = nusc.get("ego_pose", row["ego_pose_token"])
+            assert pose["timestamp"] == row["timestamp"]
+            # Between two sweeps the car moves on a straight line, but for 50 ms of turning: 8 m/s on an 8 m radius
+            # leaves the chord by v^2 dt^2 / 8 R = 2.5 mm; where the curve begins, speed and bend add up to less.
+            between = [np.interp(row["timestamp"], times, places[:, i]) for i in range(2)]
+            np.testing.assert_allclose(pose["translation"][:2], between, atol=0.005)
+
+
+def test_sweep_meets_the_road_at_height_zero(truth: Truth) -> None:
+    """On bare road a beam that dips by e radians misses the plane z = 0 by its range noise times sin(e)."""
+    mount = truth.rig.lidar.ego_from_lidar
+    for row in truth.data("LIDAR_TOP", key_only=True):
+        points = truth.points(row)
+        xyz = points[:, :3] @ mount[:3, :3].T + mount[:3, 3]
+        near = (np.hypot(*xyz[:, :2].T) < 8.0) & (np.abs(xyz[:, 2]) < 0.12)
+        bare = near & _nothing_but_road(truth, truth.seconds(row["timestamp"]), xyz)
+        assert bare.sum() > 500
+        dip = (mount[2, 3] - xyz[bare, 2]) / np.linalg.norm(points[bare, :3], axis=1)
+        assert (np.abs(xyz[bare, 2]) < NOISE * dip).all()
+        assert abs(xyz[bare, 2].mean()) < 1e-3
+        assert points[:, 3].min() >= 0
+        assert points[:, 3].max() <= 255
+        assert set(np.unique(points[:, 4])) == set(range(32))
+
+
+def _nothing_but_road(truth: Truth, t: float, xyz: np.ndarray) -> np.ndarray:
+    """Where a look from above, at points (P, 3) in ego coordinates and up to 12 cm around them, meets the road."""
+    pose, moment = truth.scene.ego_pose(t), truth.scene.at(t)
+    down = np.tile(np.float32([0, 0, -1]), (len(xyz), 1))
+    clear = np.ones(len(xyz), bool)
+    for dx, dy in itertools.product((-0.12, -0.06, 0.0, 0.06, 0.12), repeat=2):
+        above = np.stack([xyz[:, 0] + dx, xyz[:, 1] + dy, np.full(len(xyz), 20.0)], -1) @ pose[:3, :3].T + pose[:3, 3]
+        clear &= moment.cast(above, down).distance > 19.99
+    return clear
+
+
+def test_sweep_points_lie_where_the_cameras_see_them(truth: Truth) -> None:
+    """A LiDAR point, moved along with what it lies on, is met by the camera's own ray at the camera's own time."""
+    scene = truth.scene
+    row = truth.data("LIDAR_TOP", key_only=True)[1]
+    t = truth.seconds(row["timestamp"])
+    points, owner = sweep(scene, truth.rig.lidar, t, np.random.default_rng(0))
+    pose = truth.global_from_sensor(row)
+    here = points[:, :3].astype(float) @ pose[:3, :3].T + pose[:3, 3]
+    checked = {"still": 0, "moving": 0}
+    for channel, camera in truth.rig.cameras.items():
+        data = truth.data(channel, key_only=True)[1]
+        t_cam = truth.seconds(data["timestamp"])
+        there = here.copy()
+        for i, actor in enumerate(scene.actors):
+            mine = owner == i
+            local = (here[mine] - actor.pose(t)[0]) @ actor.rotation(t)
+            there[mine] = local @ actor.rotation(t_cam).T + actor.pose(t_cam)[0]
+        global_from_cam = truth.global_from_sensor(data)
+        centre = global_from_cam[:3, 3]
+        in_camera = (there - centre) @ global_from_cam[:3, :3]
+        k = np.array(truth.nusc.get("calibrated_sensor", data["calibrated_sensor_token"])["camera_intrinsic"])
+        uv = in_camera @ k.T
+        uv = uv[:, :2] / np.maximum(uv[:, 2:], 1e-6)
+        seen = (in_camera[:, 2] > 0.5) & (uv > 0).all(1) & (uv < (data["width"], data["height"])).all(1)
+        distance = np.linalg.norm(there - centre, axis=1)
+        moment = scene.at(t_cam, camera_view(scene, camera, t_cam))
+        hits = moment.cast(centre, ((there - centre) / distance[:, None]).astype(np.float32)[seen])
+        gap = hits.distance - distance[seen]
+        for kind, mine in (("still", owner[seen] < 0), ("moving", np.isin(owner[seen], scene.moving))):
+            # Nothing lies behind a point but where the ray brushes an edge; something nearer may hide it (parallax).
+            assert (gap[mine] > 0.15).mean() < 0.01 if mine.any() else True
+            agree = (np.abs(gap[mine]) < 0.15) & (hits.owner[mine] == owner[seen][mine])
+            checked[kind] += int(agree.sum())
+            if mine.sum() > 200:
+                assert agree.mean() > 0.9
+        # The depth map says the same at the pixel, up to what a pixel's width makes on slanted faces.
+        depth = camera_depth(scene, camera, t_cam)
+        x, y = uv[seen].astype(int).T
+        close = np.abs(depth[y, x] - distance[seen]) < 0.05 * distance[seen] + 0.2
+        assert close.mean() > 0.8
+    assert checked["still"] > 5000
+    assert checked["moving"] > 50
+
+
+def test_images_on_disk_are_those_of_the_scene(root: Path, truth: Truth) -> None:
+    shader = Shader(truth.scene, Atlas(SEED))
+    for channel, camera in truth.rig.cameras.items():
+        row = truth.data(channel)[4]
+        t = truth.seconds(row["timestamp"])
+        drawn = render(shader, camera, truth.scene.at(t, camera_view(truth.scene, camera, t))).astype(float)
+        with Image.open(root / row["filename"]) as image:
+            stored = np.asarray(image, float)
+        assert np.abs(drawn - stored).mean() < 4.0  # JPEG at quality 92; measured 1.8 to 2.6 of 255
+        assert stored.std() > 15  # not one colour
+        edges = np.abs(np.diff(stored.mean(-1), axis=1))
+        assert (edges > 2).mean() > 0.3  # texture nearly everywhere
+        other = render(shader, camera, truth.scene.at(t + 0.5)).astype(float)
+        assert np.abs(other - stored).mean() > 2 * np.abs(drawn - stored).mean()
+
+
+def test_a_view_leaves_out_only_what_it_cannot_see(truth: Truth) -> None:
+    for camera in truth.rig.cameras.values():
+        t = 0.7
+        pose = truth.scene.ego_pose(t) @ camera.ego_from_cam
+        d = camera.rays @ pose[:3, :3].T.astype(np.float32)
+        some = truth.scene.at(t, camera_view(truth.scene, camera, t))
+        everything = truth.scene.at(t)
+        a, b = some.cast(pose[:3, 3], d), everything.cast(pose[:3, 3], d)
+        np.testing.assert_array_equal(a.distance, b.distance)
+        np.testing.assert_array_equal(a.face, b.face)
+        start = (pose[:3, 3] - truth.scene.origin).astype(np.float32) + d * (a.distance[:, None] - 0.01)
+        start = start[np.isfinite(a.distance)]
+        np.testing.assert_array_equal(some.lit(start), everything.lit(start))
+
+
+def test_boxes_hold_the_points_they_count(truth: Truth) -> None:
+    from nuscenes.utils.data_classes import Box
+    from nuscenes.utils.geometry_utils import points_in_box
+    from pyquaternion import Quaternion
+
+    counted = 0
+    for row in truth.data("LIDAR_TOP", key_only=True):
+        pose = truth.global_from_sensor(row)
+        points = (truth.points(row)[:, :3].astype(float) @ pose[:3, :3].T + pose[:3, 3]).T
+        for token in truth.nusc.get("sample", row["sample_token"])["anns"]:
+            a = truth.nusc.get("sample_annotation", token)
+            box = Box(a["translation"], a["size"], Quaternion(a["rotation"]))
+            assert points_in_box(box, points).sum() == a["num_lidar_pts"]
+            counted += a["num_lidar_pts"] > 0
+    assert counted > 20
+
+
+def test_points_of_an_actor_lie_in_its_box(truth: Truth) -> None:
+    t = 1.0
+    points, owner = sweep(truth.scene, truth.rig.lidar, t, np.random.default_rng(1))
+    pose = truth.scene.ego_pose(t) @ truth.rig.lidar.ego_from_lidar
+    xyz = points[:, :3].astype(float) @ pose[:3, :3].T + pose[:3, 3]
+    for i in np.unique(owner[owner >= 0]):
+        actor = truth.scene.actors[i]
+        local = np.abs((xyz[owner == i] - actor.pose(t)[0]) @ actor.rotation(t))
+        width, length, height = actor.size
+        assert (local <= np.array([length, width, height]) / 2 + NOISE).all(), actor.kind
+
+
+def test_boxes_move_as_the_actors_do(truth: Truth) -> None:
+    nusc, scene = truth.nusc, truth.scene
+    moving = 0
+    for a in nusc.sample_annotation:
+        sample = nusc.get("sample", a["sample_token"])
+        if sample["scene_token"] != truth.row["token"] or not (a["prev"] and a["next"]):
+            continue
+        t = truth.seconds(sample["timestamp"])
+        centres = np.array([actor.pose(t)[0] for actor in scene.actors])
+        i = int(np.linalg.norm(centres - a["translation"], axis=1).argmin())
+        actor = scene.actors[i]
+        np.testing.assert_allclose(a["translation"], centres[i], atol=1e-9)
+        np.testing.assert_allclose(quaternion_matrix(a["rotation"]), actor.rotation(t), atol=1e-9)
+        assert a["size"] == list(actor.size)
+        # Central difference over a second; on the tightest bend (170 m) at 9 m/s it is short by v^3 / 24 R^2 = 1 mm/s.
+        np.testing.assert_allclose(nusc.box_velocity(a["token"])[:2], actor.velocity(t), atol=0.02)
+        speed = np.linalg.norm(actor.velocity(t))
+        attribute = nusc.get("attribute", a["attribute_tokens"][0])["name"] if a["attribute_tokens"] else ""
+        assert (speed > 0.5) == (attribute in ("vehicle.moving", "cycle.with_rider", "pedestrian.moving"))
+        moving += speed > 0.5
+    assert moving > 10
+
+
+def test_nothing_ever_touches_anything(truth: Truth) -> None:
+    times = np.arange(0.0, truth.scene.seconds + 0.01, 0.05)
+    centres, yaws, halves = [], [], []
+    for actor in truth.scene.actors:
+        centre, yaw = actor.pose(times)
+        centres.append(centre[:, :2])
+        yaws.append(yaw)
+        halves.append((actor.size[1] / 2, actor.size[0] / 2))
+    xyz, yaw = truth.scene.ego.pose(times)
+    centres.append(xyz[:, :2] + EGO_CENTRE * np.stack([np.cos(yaw), np.sin(yaw)], -1))
+    yaws.append(yaw)
+    halves.append(EGO_HALF)
+    c, y, h = np.stack(centres), np.stack(yaws), np.array(halves)[:, None]
+    for i in range(len(c)):
+        others = np.arange(len(c)) != i
+        assert not boxes_overlap(c[i], y[i], h[i], c[others], y[others], h[others]).any()
+
+
+def test_the_ego_drives_on_free_road(truth: Truth) -> None:
+    """Seen from above, its outline covers nothing but the road's surface at height zero."""
+    x, y = np.meshgrid(np.linspace(-1, 1, 9) * EGO_HALF[0] + EGO_CENTRE, np.linspace(-1, 1, 5) * EGO_HALF[1])
+    outline = np.stack([x.ravel(), y.ravel(), np.full(x.size, 4.0)], -1)
+    down = np.tile(np.float32([0, 0, -1]), (len(outline), 1))
+    for t in np.arange(0.0, truth.scene.seconds + 0.01, 0.1):
+        pose = truth.scene.ego_pose(t)
+        above = outline @ yaw_matrix(np.arctan2(pose[1, 0], pose[0, 0])).T + pose[:3, 3]
+        np.testing.assert_allclose(truth.scene.at(float(t)).cast(above, down).distance, 4.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_perfect_predictions_score_perfectly(tmp_path: Path, nusc: Any, unseen: bool) -> None:
+    """mini_val's detection metric on the annotations themselves; boxes without points are no ground truth there."""
+    import json
+
+    from nuscenes.eval.detection.config import config_factory
+    from nuscenes.eval.detection.evaluate import DetectionEval
+    from nuscenes.eval.detection.utils import category_to_detection_name
+
+    scene = next(s for s in nusc.scene if s["name"] == "scene-0103")
+    samples = [s for s in nusc.sample if s["scene_token"] == scene["token"]]
+    results: dict[str, list[dict[str, Any]]] = {s["token"]: [] for s in samples}
+    for token in results:
+        for ann in nusc.get("sample", token)["anns"]:
+            a = nusc.get("sample_annotation", ann)
+            if a["num_lidar_pts"] == 0 and not unseen:
+                continue
+            attributes = [nusc.get("attribute", t)["name"] for t in a["attribute_tokens"]]
+            results[token].append(
+                {
+                    "sample_token": token,
+                    **{k: a[k] for k in ("translation", "size", "rotation")},
+                    "velocity": np.nan_to_num(nusc.box_velocity(ann)[:2]).tolist(),
+                    "detection_name": category_to_detection_name(a["category_name"]),
+                    "detection_score": 0.9,
+                    "attribute_name": attributes[0] if attributes else "",
+                }
+            )
+    meta = {f"use_{k}": k == "camera" for k in ("camera", "lidar", "radar", "map", "external")}
+    (tmp_path / "results.json").write_text(json.dumps({"meta": meta, "results": results}))
+    evaluation = DetectionEval(
+        nusc,
+        config_factory("detection_cvpr_2019"),
+        str(tmp_path / "results.json"),
+        "mini_val",
+        str(tmp_path),
+        verbose=False,
+    )
+    metrics, _ = evaluation.evaluate()
+    present = {b.detection_name for b in evaluation.gt_boxes.all}
+    precision = {name: np.mean(list(metrics._label_aps[name].values())) for name in present}
+    assert len(present) >= 5
+    if unseen:  # predictions of what no beam has met count as false
+        assert min(precision.values()) < 0.99
+    else:
+        assert min(precision.values()) == pytest.approx(1.0)
+        for name in present:
+            for error in ("trans_err", "scale_err", "orient_err"):
+                value = metrics.get_label_tp(name, error)
+                assert np.isnan(value) or value < 1e-6
