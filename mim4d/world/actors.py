@@ -19,6 +19,7 @@ EGO_HALF = (2.4, 1.0)  # half length and half width of the ego vehicle, metres
 EGO_CENTRE = 1.4  # its middle lies this far ahead of the rear axle, where the ego frame sits
 STEP = 0.1  # seconds between the moments at which overlaps are checked
 MARGIN = 0.35  # metres kept between any two things
+TRIES = 20  # places tried per thing wanted
 NEVER_NEAR = 75.0  # what stays further than this from the ego, metres, is not worth having
 LARGE, LARGE_GAP = 6.0, 6.0  # things longer than this keep this far from the ego, so as not to fill a view
 
@@ -146,7 +147,7 @@ class Placer:
 def _traffic(placer: Placer, wanted: int, kinds: list[str], seconds: float) -> None:
     roads, rng = placer.roads, placer.rng
     speeds: dict[tuple[bool, float], Speed] = {}
-    for _ in range(wanted * 6):
+    for _ in range(TRIES * wanted):
         if wanted == 0:
             return
         kind = kinds[int(rng.integers(len(kinds)))]
@@ -169,7 +170,7 @@ def _traffic(placer: Placer, wanted: int, kinds: list[str], seconds: float) -> N
 
 def _parked(placer: Placer, wanted: int, kinds: list[str]) -> None:
     roads, rng = placer.roads, placer.rng
-    for _ in range(wanted * 8):
+    for _ in range(TRIES * wanted):
         if wanted == 0:
             return
         sign = 1 if rng.random() < 0.5 else -1
@@ -188,7 +189,7 @@ def _parked(placer: Placer, wanted: int, kinds: list[str]) -> None:
 
 def _walkers(placer: Placer, wanted: int, seconds: float) -> None:
     roads, rng = placer.roads, placer.rng
-    for _ in range(wanted * 8):
+    for _ in range(TRIES * wanted):
         if wanted == 0:
             return
         u = float(rng.uniform(-150, 150))
@@ -238,11 +239,12 @@ def _works(placer: Placer) -> None:
 def populate(rng: np.random.Generator, roads: Roads, ego: Route, seconds: float) -> list[Actor]:
     """All actors of a scene: every detection class is tried for, and none ever touches another or the ego."""
     placer = Placer(rng, roads, ego, seconds)
+    more = 1.0 + seconds / 16.0  # a longer way passes more things
     _works(placer)
     for kind in ("bus", "truck", "motorcycle", "bicycle"):
         _traffic(placer, 1, [kind], seconds)
     _parked(placer, 1, ["trailer"])
-    _traffic(placer, 12, ["car", "car", "car", "car", "truck", "bus", "motorcycle", "bicycle"], seconds)
-    _parked(placer, 16, ["car", "car", "car", "car", "car", "truck"])
-    _walkers(placer, 16, seconds)
+    _traffic(placer, round(10 * more), ["car", "car", "car", "car", "truck", "bus", "motorcycle", "bicycle"], seconds)
+    _parked(placer, round(13 * more), ["car", "car", "car", "car", "car", "truck"])
+    _walkers(placer, round(13 * more), seconds)
     return placer.actors

@@ -21,6 +21,7 @@ from mim4d.world.town import Town
 Array = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
+PLANS = ("bend", "bend", "right", "left")  # what the ego does in one scene after another
 ACTOR_RANGE = 130.0  # moving actors beyond this distance from the ego are left out of a cast, metres
 
 
@@ -77,7 +78,9 @@ class Scene:
         self.index, self.seconds = index, seconds
         styles = VAL_STYLES if validation else TRAIN_STYLES
         self.style: Style = styles[(seed + index) % len(styles)]
-        self.ego, self.roads = self._plan(rng(0), (tile[0] + TILE_SIZE / 2, tile[1] + TILE_SIZE / 2), seconds)
+        self.ego, self.roads = self._plan(
+            rng(0), PLANS[(seed + index) % len(PLANS)], (tile[0] + TILE_SIZE / 2, tile[1] + TILE_SIZE / 2), seconds
+        )
         self.actors: list[Actor] = populate(rng(1), self.roads, self.ego, seconds)
         way = self.ego.pose(np.linspace(-0.1, seconds + 0.1, 64))[0][:, :2]  # (64, 2)
         self.origin = np.array([*way.mean(0), 0.0])
@@ -110,9 +113,8 @@ class Scene:
         self.sky_shift = r.uniform(0, 1, 2)
 
     @staticmethod
-    def _plan(rng: np.random.Generator, centre: tuple[float, float], seconds: float) -> tuple[Route, Roads]:
-        """Chooses streets and a way through them: along the bend, or around a corner to the left or to the right."""
-        plan = ("bend", "right", "left")[int(rng.integers(3))]
+    def _plan(rng: np.random.Generator, plan: str, centre: tuple[float, float], seconds: float) -> tuple[Route, Roads]:
+        """Streets and a way through them: along the bend, or around a corner to the left or to the right."""
         each_way = 1 + int(rng.random() < 0.4)
         if plan == "bend":
             curvature = float(rng.choice([-1, 1]) * rng.uniform(1 / 260, 1 / 170))
