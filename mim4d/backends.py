@@ -30,9 +30,13 @@ def _known(name: str, where: str) -> str:
     return name
 
 
-_asked: ContextVar[str] = ContextVar(
-    "mim4d_backend", default=env.BACKEND.get() and _known(env.BACKEND.get(), env.BACKEND.name)
-)
+_default = env.BACKEND.get() and _known(env.BACKEND.get(), env.BACKEND.name)
+_asked: ContextVar[str] = ContextVar("mim4d_backend", default=_default)
+_traced = _default  # what _asked held last in any thread, for torch.compile: older ones cannot read a ContextVar
+
+
+def _asked_for() -> str:
+    return _traced if torch.compiler.is_compiling() else _asked.get()
 
 
 def register(op: str, backend: str, can_run: Predicate) -> None:
@@ -47,11 +51,15 @@ def use_backend(name: str) -> Iterator[None]:
     Raises ValueError for an unknown name; an op that cannot run there raises ValueError with the reason when it is
     called.
     """
-    token = _asked.set(_known(name, "mim4d.ops.use_backend"))
+    global _traced
+    before, _traced = _traced, _known(name, "mim4d.ops.use_backend")
+    token = None if torch.compiler.is_compiling() else _asked.set(name)
     try:
         yield
     finally:
-        _asked.reset(token)
+        _traced = before
+        if token is not None:
+            _asked.reset(token)
 
 
 def reason_against(op: str, backend: str, device: torch.device, **meta: object) -> str | None:
@@ -72,7 +80,7 @@ def reason_against(op: str, backend: str, device: torch.device, **meta: object) 
 
 def choose(op: str, *, device: torch.device, **meta: object) -> str:
     """The backend that runs this call: the one asked for, else the first in order that can."""
-    asked = _asked.get()
+    asked = _asked_for()
     if asked:
         reason = reason_against(op, asked, device, **meta)
         if reason is not None:

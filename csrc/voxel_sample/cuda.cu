@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <iterator>
 
-#include "cuda/divide.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/reduce.cuh"
@@ -14,7 +13,7 @@
 namespace mim4d {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256;  // in a block; __launch_bounds__ asks for 3 or 2 blocks at once: 80 or 128 registers
 
 // The eight taps of one point.
 template <class T>
@@ -25,7 +24,7 @@ struct Taps {
 };
 
 template <class S, class T>
-__device__ __forceinline__ Taps<T> locate(const VoxelSampleParams<S, T>& p, int64_t point) {
+__device__ __forceinline__ Taps<T> locate(const VoxelSampleParams<S, T>& p, int64_t item, int64_t point) {
   const int64_t size[3] = {p.X, p.Y, p.Z};
   Taps<T> taps;
   int64_t low[3];
@@ -38,7 +37,7 @@ __device__ __forceinline__ Taps<T> locate(const VoxelSampleParams<S, T>& p, int6
     taps.t[d] = axis.t;
     taps.slope[d] = axis.slope;
   }
-  taps.first = (((divide(point, p.N) * p.Z + low[2]) * p.Y + low[1]) * p.X + low[0]) * p.C;
+  taps.first = (((item * p.Z + low[2]) * p.Y + low[1]) * p.X + low[0]) * p.C;
   taps.inside = 0;
 #pragma unroll
   for (int k = 0; k < 8; ++k) taps.inside |= (in[0] >> (k & 1) & in[1] >> (k >> 1 & 1) & in[2] >> (k >> 2) & 1u) << k;
@@ -65,74 +64,98 @@ __device__ __forceinline__ void load_taps(const VoxelSampleParams<S, T>& p, cons
   }
 }
 
-template <class S, class T, int V>
-__global__ void __launch_bounds__(kThreads) voxel_sample_forward_kernel(VoxelSampleParams<S, T> p, int lane_bits) {
+// Which point and which channels a thread takes: 2^lane_bits threads a point, the points of one batch item along the
+// grid's x.
+struct Place {
+  int64_t point;  // in [0, N), or beyond: the last warp is filled up
+  int lane, lanes;
+};
+
+__device__ __forceinline__ Place place(int lane_bits) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t point = thread >> lane_bits;
-  const int lanes = 1 << lane_bits, lane = threadIdx.x & (lanes - 1);
-  if (point >= p.count()) return;
-  const Taps<T> taps = locate(p, point);
+  const int lanes = 1 << lane_bits;
+  return {thread >> lane_bits, static_cast<int>(threadIdx.x) & (lanes - 1), lanes};
+}
+
+template <class S, class T, int V>
+__global__ void __launch_bounds__(kThreads, 3) voxel_sample_forward_kernel(VoxelSampleParams<S, T> p, int lane_bits) {
+  const Place at = place(lane_bits);
+  if (at.point >= p.N) return;
+  for (int64_t item = blockIdx.y; item < p.B; item += gridDim.y) {
+    const int64_t point = item * p.N + at.point;
+    const Taps<T> taps = locate(p, item, point);
+    T w[8];
+    math::trilinear_weights(taps.t[0], taps.t[1], taps.t[2], w);
+    const T nothing = (taps.t[0] + taps.t[1] + taps.t[2]) * T(0);  // NaN for a NaN point
+    for (int64_t c = at.lane * V; c < p.C; c += at.lanes * V) {
+      T v[8][V], sum[V];
+      load_taps<V>(p, taps, c, v);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        sum[i] = nothing;
+#pragma unroll
+        for (int k = 0; k < 8; ++k) sum[i] += w[k] * v[k][i];
+      }
+      store_pack(p.out + point * p.C + c, sum);
+    }
+  }
+}
+
+// grad_volume += weights of the taps x g, for V channels
+template <int V, class S, class T>
+__device__ __forceinline__ void add_to_taps(const VoxelSampleParams<S, T>& p, const Taps<T>& taps, int64_t channel,
+                                            const T (&g)[V]) {
   T w[8];
   math::trilinear_weights(taps.t[0], taps.t[1], taps.t[2], w);
-  const T nothing = (taps.t[0] + taps.t[1] + taps.t[2]) * T(0);  // NaN for a NaN point
-  for (int64_t c = lane * V; c < p.C; c += lanes * V) {
-    T v[8][V], sum[V];
-    load_taps<V>(p, taps, c, v);
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      sum[i] = nothing;
+  for (int k = 0; k < 8; ++k) {
+    if (!(taps.inside >> k & 1u)) continue;
+    T add[V];
 #pragma unroll
-      for (int k = 0; k < 8; ++k) sum[i] += w[k] * v[k][i];
-    }
-    store_pack(p.out + point * p.C + c, sum);
+    for (int i = 0; i < V; ++i) add[i] = w[k] * g[i];
+    atomic_add_pack(p.grad_volume + taps.first + tap_offset(p, k) + channel, add);
+  }
+}
+
+// sum += derivative of (g . result) by the position, for V channels
+template <int V, class S, class T>
+__device__ __forceinline__ void add_derivative(const VoxelSampleParams<S, T>& p, const Taps<T>& taps, int64_t channel,
+                                               const T (&g)[V], T (&sum)[3]) {
+  T v[8][V];
+  load_taps<V>(p, taps, channel, v);
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    const T tap[8] = {v[0][i], v[1][i], v[2][i], v[3][i], v[4][i], v[5][i], v[6][i], v[7][i]};
+    T d[3];
+    math::trilinear_gradient(tap, taps.t[0], taps.t[1], taps.t[2], d[0], d[1], d[2]);
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) sum[axis] += g[i] * d[axis];
   }
 }
 
 template <class S, class T, int V>
-__global__ void __launch_bounds__(kThreads) voxel_sample_backward_kernel(VoxelSampleParams<S, T> p, int lane_bits) {
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t point = thread >> lane_bits;
-  const int lanes = 1 << lane_bits, lane = threadIdx.x & (lanes - 1);
-  const bool real = point < p.count();  // the other threads of the last warp join its sums
-  T sum[3] = {T(0), T(0), T(0)};
-  Taps<T> taps{};
-  if (real) taps = locate(p, point);
-  if (taps.inside) {
-    T w[8];
-    math::trilinear_weights(taps.t[0], taps.t[1], taps.t[2], w);
-    for (int64_t c = lane * V; c < p.C; c += lanes * V) {
-      T g[V];
-      load_pack(p.grad + point * p.C + c, g);
-      if (p.grad_points) {
-        T v[8][V];
-        load_taps<V>(p, taps, c, v);
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-          const T tap[8] = {v[0][i], v[1][i], v[2][i], v[3][i], v[4][i], v[5][i], v[6][i], v[7][i]};
-          T d[3];
-          math::trilinear_gradient(tap, taps.t[0], taps.t[1], taps.t[2], d[0], d[1], d[2]);
-#pragma unroll
-          for (int k = 0; k < 3; ++k) sum[k] += g[i] * d[k];
-        }
-      }
-      if (p.grad_volume) {
-#pragma unroll
-        for (int k = 0; k < 8; ++k) {
-          if (!(taps.inside >> k & 1u)) continue;
-          T add[V];
-#pragma unroll
-          for (int i = 0; i < V; ++i) add[i] = w[k] * g[i];
-          atomic_add_pack(p.grad_volume + taps.first + tap_offset(p, k) + c, add);
-        }
+__global__ void __launch_bounds__(kThreads, 2) voxel_sample_backward_kernel(VoxelSampleParams<S, T> p, int lane_bits) {
+  const Place at = place(lane_bits);
+  for (int64_t item = blockIdx.y; item < p.B; item += gridDim.y) {
+    const int64_t point = item * p.N + at.point;
+    T sum[3] = {T(0), T(0), T(0)};
+    Taps<T> taps{};
+    if (at.point < p.N) taps = locate(p, item, point);  // no early exit: all threads of a warp join its sums
+    if (taps.inside) {
+      for (int64_t c = at.lane * V; c < p.C; c += at.lanes * V) {
+        T g[V];
+        load_pack(p.grad + point * p.C + c, g);
+        if (p.grad_volume) add_to_taps(p, taps, c, g);
+        if (p.grad_points) add_derivative(p, taps, c, g, sum);
       }
     }
-  }
-  if (p.grad_points) {
+    if (p.grad_points) {
 #pragma unroll
-    for (int d = 0; d < 3; ++d) sum[d] = group_sum(sum[d], lanes);
-    if (real && lane == 0)
-#pragma unroll
-      for (int d = 0; d < 3; ++d) p.grad_points[3 * point + d] = sum[d] * taps.slope[d];
+      for (int axis = 0; axis < 3; ++axis) {
+        const T total = group_sum(sum[axis], at.lanes) * taps.slope[axis];
+        if (at.lane == 0 && at.point < p.N) p.grad_points[3 * point + axis] = total;
+      }
+    }
   }
 }
 
@@ -155,9 +178,10 @@ cudaError_t launch_points(void (*kernel)(VoxelSampleParams<S, T>, int), const Vo
   const int64_t packs = (p.C + pack - 1) / pack;
   int lane_bits = 0;  // 2^lane_bits threads take a point: enough for all of its channels at once, at most a warp
   while (lane_bits < 5 && 1 << lane_bits < packs) ++lane_bits;
-  // The grid's limit of 2^31 - 1 blocks is 1.7e10 points or more, whose coordinates alone fill 200 GB.
-  const int64_t blocks = ((p.count() << lane_bits) + kThreads - 1) / kThreads;
-  return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, p, lane_bits);
+  // The grid's limit of 2^31 - 1 blocks in x is 1.7e10 points or more, whose coordinates alone fill 200 GB.
+  const int64_t blocks = ((p.N << lane_bits) + kThreads - 1) / kThreads;
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(std::min<int64_t>(p.B, 65535)));
+  return launch(kernel, grid, dim3(kThreads), 0, stream, p, lane_bits);
 }
 
 }  // namespace

@@ -1,0 +1,152 @@
+"""Which backend runs, why not another, and what is said when a library is missing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mim4d import _library, backends, env, ops
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+TRILINEAR = {"dtype": torch.float32, "mode": "trilinear"}
+
+
+@pytest.fixture
+def op(monkeypatch: pytest.MonkeyPatch) -> str:
+    """An op with kernels everywhere, whose predicates refuse odd numbers."""
+    refuse_odd = lambda n: f"{n} is odd" if n % 2 else None
+    monkeypatch.setitem(backends._predicates, "toy", dict.fromkeys(("cpu", "cuda", "triton"), refuse_odd))
+    return "toy"
+
+
+def run(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    variables = {"MIM4D_BACKEND": "", "MIM4D_SKIP": "", **variables}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+
+
+def test_the_best_backend_that_can_run(op: str) -> None:
+    assert backends.choose(op, device=CPU, n=2) == "cpu"
+    assert backends.choose(op, device=CPU, n=3) == "reference"
+    assert backends.choose(op, device=CUDA, n=2) == "cuda"
+    assert backends.choose(op, device=CUDA, n=3) == "reference"
+    assert backends.choose(op, device=torch.device("meta"), n=2) == "reference"
+
+
+def test_triton_comes_after_cuda(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_library.absent, (op, "cuda"), "not built")
+    assert backends.choose(op, device=CUDA, n=2) == "triton"
+    assert backends.available(op, CUDA, n=2) == {"cuda": "not built", "triton": None, "reference": None}
+    assert backends.available(op, CUDA, n=3) == {"cuda": "not built", "triton": "3 is odd", "reference": None}
+
+
+def test_an_explicit_choice_never_falls_back(op: str) -> None:
+    with backends.use_backend("cpu"):
+        assert backends.choose(op, device=CPU, n=2) == "cpu"
+        with pytest.raises(ValueError, match="mim4d::toy: backend 'cpu' was asked for and cannot run: 3 is odd"):
+            backends.choose(op, device=CPU, n=3)
+        with pytest.raises(ValueError, match="runs on cpu tensors, not on cuda"):
+            backends.choose(op, device=CUDA, n=2)
+        with backends.use_backend("reference"):  # the inner one counts, and ends
+            assert backends.choose(op, device=CPU, n=3) == "reference"
+        with pytest.raises(ValueError, match="3 is odd"):
+            backends.choose(op, device=CPU, n=3)
+    with backends.use_backend("triton"), pytest.raises(ValueError, match="no kernel is written for it"):
+        backends.choose("voxel_sample", device=CUDA, **TRILINEAR)
+
+
+def test_unknown_names_are_refused() -> None:
+    wanted = r"use_backend: backend is 'gpu', wanted one of cpu, cuda, triton, reference"
+    with pytest.raises(ValueError, match=wanted), ops.use_backend("gpu"):
+        pass
+    done = run("import mim4d.ops", MIM4D_BACKEND="gpu")
+    assert done.returncode != 0
+    assert "MIM4D_BACKEND: backend is 'gpu', wanted one of" in done.stderr
+
+
+def test_use_backend_ends_with_an_exception() -> None:
+    with pytest.raises(KeyError), backends.use_backend("reference"):
+        raise KeyError
+    assert backends.status()["asked"] == env.BACKEND.get() or "auto"
+
+
+def test_voxel_sample_says_why_a_kernel_does_not_run() -> None:
+    if "ops_cpu" not in _library.loaded:
+        pytest.skip("the native library is not built")
+    assert backends.available("voxel_sample", CPU, **TRILINEAR) == {"cpu": None, "reference": None}
+    reason = backends.available("voxel_sample", CPU, dtype=torch.float32, mode="bicubic")["cpu"]
+    assert reason == "its kernel reads trilinear, not bicubic"
+    with ops.use_backend("cpu"), pytest.raises(ValueError, match="reads trilinear, not tricubic"):
+        ops.voxel_sample(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 3), mode="tricubic")
+
+
+def test_the_variable_chooses(tmp_path: Path) -> None:
+    program = (
+        "import torch; from mim4d import backends, ops\n"
+        "print(backends.choose('voxel_sample', device=torch.device('cpu'), dtype=torch.float32, mode='trilinear'))"
+    )
+    assert run(program, MIM4D_BACKEND="reference").stdout.strip() == "reference"
+    done = run(program, MIM4D_BACKEND="cuda")
+    assert "backend 'cuda' was asked for and cannot run: it runs on cuda tensors, not on cpu" in done.stderr
+
+
+def test_nothing_loaded_still_works() -> None:
+    program = (
+        "import torch; from mim4d import backends, ops\n"
+        "v = torch.ones(1, 2, 2, 2, 2, requires_grad=True)\n"
+        "raw = torch.ops.mim4d.voxel_sample(v, torch.zeros(1, 3, 3), 0, 0, False)\n"
+        "raw.sum().backward()\n"
+        "print(float(ops.voxel_sample(v, torch.zeros(1, 3, 3)).sum()), float(v.grad.sum()))\n"
+        "print(backends.report())"
+    )
+    done = run(program, MIM4D_SKIP="ops_cpu,ops_cuda")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("6.0 6.0\n")
+    assert "ops_cpu: switched off by MIM4D_SKIP" in done.stdout
+    assert "voxel_sample: cpu (switched off by MIM4D_SKIP)" in done.stdout
+
+
+def test_a_library_that_does_not_load_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ops_cpu.so").write_bytes(b"no library")
+    for name, fresh in {"_ROOT": tmp_path, "loaded": set(), "failures": {}, "absent": {}}.items():
+        monkeypatch.setattr(_library, name, fresh)
+    _library.load()
+    assert "ops_cpu.so: file too short" in _library.failures["ops_cpu"]
+    assert f"running {torch.__version__}" in _library.failures["ops_cpu"]
+    assert "ops_cuda.so is not built" in _library.failures["ops_cuda"]
+    assert "file too short" in str(backends.reason_against("voxel_sample", "cpu", CPU, **TRILINEAR))
+
+
+def test_a_library_of_older_sources_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "ops_cpu" not in _library.loaded:
+        pytest.skip("the native library is not built")
+    monkeypatch.setattr(_library, "absent", {})
+    monkeypatch.setattr(_library, "loaded", {"ops_cpu"})
+    monkeypatch.setattr(_library, "failures", {"ops_cuda": "not built"})
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    _library.load()
+    assert "holds no kernel for it" in _library.absent["voxel_sample_double_backward", "cpu"]
+    assert ("voxel_sample", "cpu") not in _library.absent
+
+
+def test_report_names_libraries_and_ops() -> None:
+    report = backends.report()
+    for name in ("ops_cpu", "ops_cuda", f"torch {torch.__version__}", "backend auto", *ops.__all__):
+        if name in _library.schemas or name not in ops.__all__:
+            assert name in report, name
+    assert "_backward" not in report
+
+
+def test_every_variable_is_in_the_table() -> None:
+    """And every MIM4D_ name that the package reads is a variable of env.py."""
+    table = env.table()
+    known = {variable.name for variable in env.VARIABLES}
+    assert all(f"`{name}`" in table for name in known)
+    for source in Path(backends.__file__).parent.rglob("*.py"):
+        assert set(re.findall(r"MIM4D_[A-Z_]+", source.read_text())) <= known, source

@@ -1,0 +1,97 @@
+"""The rules of the house, as far as a machine can check them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
+SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"})
+SHARED_ROOMS = {"math", "cuda", "cpu", "torch", "pybind"}
+OP_ROOMS = sorted(p.name for p in CSRC.iterdir() if p.is_dir() and p.name not in SHARED_ROOMS)
+INCLUDE = re.compile(r'#\s*include\s*[<"]([^>"]+)[>"]')
+
+
+def includes(path: Path) -> list[str]:
+    return INCLUDE.findall(path.read_text())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(CSRC)))
+def test_include_rules(path: Path) -> None:
+    room, found = path.relative_to(CSRC).parts[0], includes(path)
+    for name in found:
+        assert not name.startswith(("ATen/", "c10/")), f"{name}: the stable ABI only"
+        assert name not in ("torch/extension.h", "torch/torch.h", "torch/library.h"), f"{name}: the stable ABI only"
+    speaks_torch = room == "torch" or path.name in ("op.h", "op_cpu.cpp", "op_cuda.cpp")
+    if not speaks_torch:
+        assert not any(name.startswith("torch/") for name in found), "torch is for csrc/torch and op_*"
+    if room == "math":
+        allowed = {"math.h", "stdint.h"}
+        assert all(name.startswith("math/") or name in allowed for name in found), "formulas include formulas"
+    if room == "cpu":
+        assert not any("cuda" in name for name in found)
+    if path.suffix not in (".cu", ".cuh"):
+        assert not any(name.endswith(".cuh") for name in found), "only CUDA sources read device code"
+
+
+@pytest.mark.parametrize("op", OP_ROOMS)
+def test_one_stem_in_every_room(op: str) -> None:
+    for path in ("csrc/{}/params.h", "csrc/{}/op_cpu.cpp", "csrc/{}/op_cuda.cpp", "csrc/{}/cpu.cpp", "mim4d/ops/{}.py"):
+        assert (ROOT / path.format(op)).exists(), path.format(op)
+    for path in ("mim4d/reference/{}.py", "tests/ops/test_{}.py", "docs/ops/{}.md", "benchmarks/ops/{}.py"):
+        assert (ROOT / path.format(op)).exists(), path.format(op)
+
+
+def test_every_op_has_its_rooms_in_python() -> None:
+    for path in sorted((ROOT / "mim4d" / "ops").glob("[a-z]*.py")):
+        assert (ROOT / "mim4d" / "reference" / path.name).exists(), path.stem
+        assert (ROOT / "tests" / "ops" / f"test_{path.name}").exists(), path.stem
+
+
+def test_cmake_lists_every_source() -> None:
+    text = (ROOT / "CMakeLists.txt").read_text()
+    for path in SOURCES:
+        if path.suffix in (".cpp", ".cu"):
+            assert str(path.relative_to(ROOT)) in text, path
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(CSRC)))
+def test_files_are_rooms_that_a_reader_can_hold(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 700
+    if path.suffix in (".h", ".cuh"):
+        assert text.startswith("#pragma once\n")
+
+
+def isa_objects() -> list[Path]:
+    """Objects compiled for one instruction set, of the newest build."""
+    builds = sorted((ROOT / "build").glob("torch*/CMakeFiles"), key=lambda p: p.stat().st_mtime)
+    return sorted(builds[-1].glob("ops_cpu_*.dir/**/*.o")) if builds else []
+
+
+def test_no_object_of_one_instruction_set_exports_what_another_could_take() -> None:
+    """A weak symbol is merged by name: the linker could keep the AVX-512 copy of it for every processor."""
+    nm = shutil.which("nm")
+    objects = isa_objects()
+    if nm is None or not objects:
+        pytest.skip("nothing is built here")
+    for path in objects:
+        symbols = subprocess.run([nm, "-C", "--defined-only", path], capture_output=True, text=True, check=True).stdout
+        isa = path.parts[len((ROOT / "build").parts) + 2].removeprefix("ops_cpu_").removesuffix(".dir")
+        for line in symbols.splitlines():
+            kind, name = line[17:18], line[19:]
+            assert kind not in "WVu", f"{path.name} ({isa}): weak symbol {name}"
+            if kind.isupper():
+                assert name.startswith(f"mim4d::{isa}::"), f"{path.name} ({isa}): exports {name}"
+
+
+def test_code_names_no_machine_and_no_unfinished_business() -> None:
+    words = re.compile(r"\bTODO\b|\bFIXME\b|\bXXX\b|NotImplementedError|/home/|/root/|/work/")
+    files = [*SOURCES, *(ROOT / "mim4d").rglob("*.py"), ROOT / "setup.py", ROOT / "CMakeLists.txt"]
+    for path in files:
+        assert not words.search(path.read_text()), path
