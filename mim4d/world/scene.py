@@ -105,7 +105,10 @@ class Scene:
         self.sun = np.array(
             [math.cos(height) * math.cos(azimuth), math.cos(height) * math.sin(azimuth), math.sin(height)]
         )
+        _, _, axes = np.linalg.svd(self.sun[None])
+        self.sun_plane = axes[1:].T.astype(np.float32)  # (3, 2) two axes across the sunlight
         size = np.array([self.actors[i].size for i in self.moving]).reshape(-1, 3)
+        self.radius = (np.linalg.norm(size, axis=1) / 2 + 0.2).astype(np.float32)  # of balls around moving actors
         # From the middle of a moving actor to the end of its box or of its shadow, seen from above.
         self.shadow_reach = np.hypot(size[:, 0], size[:, 1]) / 2 + size[:, 2] / math.tan(height)
         self.haze = float(r.uniform(350, 700))
@@ -179,6 +182,9 @@ class Moment:
         place = (centre - scene.origin).astype(np.float32)[actor, None]  # (F', 1, 3)
         vertices = _turn(scene.rest.vertices[self._faces], cos[:, None], sin[:, None]) + place
         self._dynamic = _caster(vertices) if len(vertices) else None
+        # A ball around every actor that is present: most rays pass all of them by and need no second cast.
+        self._middle = (centre - scene.origin).astype(np.float32)[present]  # (A, 3)
+        self._radius = scene.radius[present]  # (A,)
         self.normals = scene.rest_normals.copy()
         self.normals[len(scene.still) + self._faces] = _turn(
             scene.rest_normals[len(scene.still) + self._faces], cos, sin
@@ -188,15 +194,18 @@ class Moment:
         """Nearest hits of rays from origins (3,) or (P, 3), map coordinates, along unit directions (P, 3)."""
         scene = self.scene
         d = np.ascontiguousarray(directions, np.float32)
-        o = (np.asarray(origins, np.float64) - scene.origin).astype(np.float32)
-        o = np.ascontiguousarray(np.broadcast_to(o, d.shape))
+        start = (np.asarray(origins, np.float64) - scene.origin).astype(np.float32)
+        o = np.ascontiguousarray(np.broadcast_to(start, d.shape))
         hit = scene.static.run(o, d, output=1)
         distance, face, u, v = hit["tfar"], hit["primID"].astype(np.int32), hit["u"], hit["v"]
         if self._dynamic is not None:
-            hit = self._dynamic.run(o, d, output=1)
-            closer = np.flatnonzero((hit["primID"] >= 0) & ((hit["tfar"] < distance) | (face < 0)))
-            distance[closer], u[closer], v[closer] = hit["tfar"][closer], hit["u"][closer], hit["v"][closer]
-            face[closer] = len(scene.still) + self._faces[hit["primID"][closer]]
+            near = self._toward_actors(start, d) if start.ndim == 1 else np.arange(len(d))
+            hit = self._dynamic.run(o[near], d[near], output=1)
+            prim, reach = hit["primID"], hit["tfar"]
+            closer = (prim >= 0) & ((reach < distance[near]) | (face[near] < 0))
+            at = near[closer]
+            distance[at], u[at], v[at] = reach[closer], hit["u"][closer], hit["v"][closer]
+            face[at] = len(scene.still) + self._faces[prim[closer]]
         missed = face < 0
         distance[missed] = np.inf
         owner = scene.mesh.owner[face]
@@ -209,8 +218,23 @@ class Moment:
         d = np.ascontiguousarray(np.broadcast_to(self.scene.sun.astype(np.float32), p.shape))
         free = self.scene.static.run(p, d, query="OCCLUDED") < 0
         if self._dynamic is not None:
-            free &= self._dynamic.run(p, d, query="OCCLUDED") < 0
+            near = self._behind_actors(p)
+            free[near] &= self._dynamic.run(p[near], d[near], query="OCCLUDED") < 0
         return free
+
+    def _toward_actors(self, start: Float32, directions: Float32) -> NDArray[np.intp]:
+        """Which of the rays (P, 3) from one place meet a ball."""
+        to = self._middle - start
+        distance = np.maximum(np.linalg.norm(to, axis=1), 1e-6)
+        sine = np.minimum(self._radius / distance, 1.0)
+        cosine = np.where(distance > self._radius, np.sqrt(1.0 - sine**2), -1.0).astype(np.float32)
+        return np.flatnonzero(((to / distance[:, None]) @ directions.T > cosine[:, None]).any(0))
+
+    def _behind_actors(self, points: Float32) -> NDArray[np.intp]:
+        """Which points (P, 3) see the sun through a ball: |q - c| < r in the plane that the sun looks down on."""
+        q, c = points @ self.scene.sun_plane, self._middle @ self.scene.sun_plane  # (P, 2), (A, 2)
+        bound = (c**2).sum(1) - self._radius**2  # (A,)
+        return np.flatnonzero((2.0 * c @ q.T - bound[:, None] > (q**2).sum(1)).any(0))
 
 
 def _turn(v: Float32, cos: Float32, sin: Float32) -> Float32:

@@ -32,7 +32,7 @@ CAMERAS: dict[str, tuple[float, float, tuple[float, float, float]]] = {
     "CAM_BACK_RIGHT": (-110.0, 0.79, (1.03, -0.48, 1.56)),
 }
 FINE = ((0.83, 0.42), (0.26, 0.82), (0.41, 0.18))  # with the centre, four places spread over a pixel
-EDGE = 0.06  # difference of display brightness (0..1) between surfaces that is smoothed
+EDGE = 0.08  # difference of display brightness (0..1) between surfaces that is smoothed
 OPTICAL = np.array(
     [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
 )  # ego axes of a camera's x right, y down, z forward

@@ -18,7 +18,7 @@ from mim4d.world.textures import Material as M
 Array = NDArray[np.float64]
 Span = tuple[float, float]
 
-HOUSES_WITHIN, LAMPS_WITHIN, TREES_WITHIN = 105.0, 90.0, 75.0  # metres from the ego's way
+HOUSES_WITHIN, LAMPS_WITHIN, TREES_WITHIN, FINE_TREES_WITHIN = 105.0, 90.0, 75.0, 35.0  # metres from the ego's way
 STRIP = 0.75  # trees, lamps and signs stand this far behind the kerb; people walk further in
 ROOFS: tuple[RGB, ...] = ((0.62, 0.27, 0.2), (0.35, 0.33, 0.33), (0.5, 0.36, 0.28))
 
@@ -249,7 +249,7 @@ class Town:
             return
         self.b.pole(xy, KERB_HEIGHT, height - crown, 0.13 + 0.02 * height, M.BARK, scale=0.7)
         self.b.add(blob(rng, (crown, crown, 0.9 * crown), tint), np.eye(3), (*xy, height - crown))
-        for angle in (yaw, yaw + 2.4):
+        for angle in (yaw, yaw + 2.4) if self._near(xy, FINE_TREES_WITHIN) else ():
             place = (
                 xy[0] + 0.6 * crown * math.cos(angle),
                 xy[1] + 0.6 * crown * math.sin(angle),

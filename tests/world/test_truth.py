@@ -75,7 +75,8 @@ def test_sweep_points_lie_where_the_cameras_see_them(truth: Truth) -> None:
     points, owner = sweep(scene, truth.rig.lidar, t, np.random.default_rng(0))
     pose = truth.global_from_sensor(row)
     here = points[:, :3].astype(float) @ pose[:3, :3].T + pose[:3, 3]
-    checked = {"still": 0, "moving": 0}
+    gaps: dict[str, list[np.ndarray]] = {"still": [], "moving": []}
+    same: dict[str, list[np.ndarray]] = {"still": [], "moving": []}
     for channel, camera in truth.rig.cameras.items():
         data = truth.data(channel, key_only=True)[1]
         t_cam = truth.seconds(data["timestamp"])
@@ -96,19 +97,22 @@ def test_sweep_points_lie_where_the_cameras_see_them(truth: Truth) -> None:
         hits = moment.cast(centre, ((there - centre) / distance[:, None]).astype(np.float32)[seen])
         gap = hits.distance - distance[seen]
         for kind, mine in (("still", owner[seen] < 0), ("moving", np.isin(owner[seen], scene.moving))):
-            # Nothing lies behind a point but where the ray brushes an edge; something nearer may hide it (parallax).
-            assert (gap[mine] > 0.15).mean() < 0.01 if mine.any() else True
-            agree = (np.abs(gap[mine]) < 0.15) & (hits.owner[mine] == owner[seen][mine])
-            checked[kind] += int(agree.sum())
-            if mine.sum() > 200:
-                assert agree.mean() > 0.9
+            gaps[kind].append(gap[mine])
+            same[kind].append(hits.owner[mine] == owner[seen][mine])
         # The depth map says the same at the pixel, up to what a pixel's width makes on slanted faces.
         depth = camera_depth(scene, camera, t_cam)
         x, y = uv[seen].astype(int).T
         close = np.abs(depth[y, x] - distance[seen]) < 0.05 * distance[seen] + 0.2
         assert close.mean() > 0.8
-    assert checked["still"] > 5000
-    assert checked["moving"] > 50
+    for kind, least in (("still", 5000), ("moving", 50)):
+        gap, own = np.concatenate(gaps[kind]), np.concatenate(same[kind])
+        agree = (np.abs(gap) < 0.15) & own
+        assert agree.sum() > least
+        # Something nearer may hide a point from a camera (parallax): 96 to 99 % agree over ten scenes. Nothing lies
+        # behind a point: none of the still ones; where a ray brushes a thin actor's edge the range noise lets it slip
+        # past, up to 0.9 % of the moving ones.
+        assert agree.mean() > 0.9
+        assert (gap > 0.15).mean() < (0.001 if kind == "still" else 0.02)
 
 
 def test_images_on_disk_are_those_of_the_scene(root: Path, truth: Truth) -> None:
