@@ -85,7 +85,8 @@ class _Dot(torch.autograd.Function):
     @staticmethod
     def forward(rows: Tensor, index: Tensor, query: Tensor) -> Tensor:
         P, K = index.shape
-        owner = torch.arange(P, device=index.device, dtype=index.dtype).unsqueeze(1).expand(P, K).flatten()  # (P*K,)
+        point = torch.arange(P, device=index.device, dtype=index.dtype)
+        owner = point.unsqueeze(1).expand(P, K).contiguous().flatten()  # (P*K,)
         # Public torch has this product only as a derivative: of embedding_bag (mode 0: sum) by its weights.
         out = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             query.contiguous(), rows, index.flatten(), _starts(index), owner, 0
