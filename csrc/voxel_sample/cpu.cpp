@@ -120,7 +120,7 @@ MIM4D_HD void for_listed_points(const VoxelSampleParams<T>& p, int64_t begin, in
   for_points(p, begin, end, [&](int64_t i, int64_t item, const Block<T>& b, int j) {
     const int32_t x = b.low[0][j], y = b.low[1][j], z = b.low[2][j];
     if (x < -1 || x >= p.X || y < -1 || y >= p.Y || z < -1 || z >= p.Z) return;
-    f((item * (p.Z + 1) + z + 1) * (p.Y + 1) + y + 1, x, i, b, j);
+    f(PointLists<T>::number(p, item, z, y), x, i, b, j);
   });
 }
 
@@ -136,32 +136,42 @@ void place(const VoxelSampleParams<T>& p, int64_t begin, int64_t end, int64_t* c
   });
 }
 
+// row += weight of the row's two voxels x gradient of the result, for every point of one list
+template <class T>
+MIM4D_HD void add_list(const VoxelSampleParams<T>& p, const PointLists<T>& lists, int64_t list, int above, int beyond,
+                       T* row) {
+  constexpr int64_t kAhead = 12;  // points; their gradients lie anywhere in memory
+  const int64_t last = lists.start[list + 1];
+  for (int64_t k = lists.start[list]; k < last; ++k) {
+    const T* soon = p.grad + lists.points[k + kAhead < last ? k + kAhead : k].index * p.C;
+    for (int64_t c = 0; c < p.C; c += 64 / sizeof(T)) __builtin_prefetch(soon + c);
+    const PlacedPoint<T>& point = lists.points[k];
+    T w[8];
+    math::trilinear_weights(point.t[0], point.t[1], point.t[2], w);
+    const Vec<T> w0(w[4 * above + 2 * beyond]), w1(w[4 * above + 2 * beyond + 1]);
+    const T* grad = p.grad + point.index * p.C;
+    T* voxel = row + int64_t(point.x) * p.C;
+    const bool in0 = point.x >= 0, in1 = point.x + 1 < p.X;
+    for_row<T>(p.C, [&](int64_t c, auto lanes) {
+      const Vec<T> g = lanes.load(grad + c);
+      if (in0) lanes.store(voxel + c, lanes.load(voxel + c) + w0 * g);
+      if (in1) lanes.store(voxel + p.C + c, lanes.load(voxel + p.C + c) + w1 * g);
+    });
+  }
+}
+
 // Each row is written by one thread, from four lists in a fixed order: no atomics, and the same bits for any number of
-// threads.
+// threads. Rows are numbered with z fastest, so that the gradients of a list are still in the cache for its other rows.
 template <class T>
 void backward_rows(const VoxelSampleParams<T>& p, const PointLists<T>& lists, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
-    T* row = p.grad_volume + r * p.X * p.C;
+    const int64_t z = r % p.Z, y = r / p.Z % p.Y, item = r / p.Z / p.Y;
+    T* row = p.grad_volume + ((item * p.Z + z) * p.Y + y) * p.X * p.C;
     for_row<T>(p.X * p.C, [&](int64_t c, auto lanes) { lanes.store(row + c, Vec<T>(T(0))); });
-    const int64_t y = r % p.Y, z = r / p.Y % p.Z, item = r / p.Y / p.Z;
-    for (int up = 1; up >= 0; --up)
-      for (int right = 1; right >= 0; --right) {  // this row is the upper or lower one of the points in the list
-        const int64_t list = (item * (p.Z + 1) + z + 1 - up) * (p.Y + 1) + y + 1 - right;
-        for (int64_t k = lists.start[list]; k < lists.start[list + 1]; ++k) {
-          const PlacedPoint<T>& point = lists.points[k];
-          T w[8];
-          math::trilinear_weights(point.t[0], point.t[1], point.t[2], w);
-          const Vec<T> w0(w[4 * up + 2 * right]), w1(w[4 * up + 2 * right + 1]);
-          const T* grad = p.grad + point.index * p.C;
-          T* left = row + int64_t(point.x) * p.C;
-          const bool in0 = point.x >= 0, in1 = point.x + 1 < p.X;
-          for_row<T>(p.C, [&](int64_t c, auto lanes) {
-            const Vec<T> g = lanes.load(grad + c);
-            if (in0) lanes.store(left + c, lanes.load(left + c) + w0 * g);
-            if (in1) lanes.store(left + p.C + c, lanes.load(left + p.C + c) + w1 * g);
-          });
-        }
-      }
+    for (int above = 0; above < 2; ++above)
+      for (int beyond = 0; beyond < 2;
+           ++beyond)  // the row is the lower or upper one of the points in the list, in z and y
+        add_list(p, lists, lists.number(p, item, z - above, y - beyond), above, beyond, row);
   }
 }
 

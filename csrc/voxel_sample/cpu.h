@@ -15,12 +15,16 @@ struct PlacedPoint {
   T t[3];         // fractions in x, y, z
 };
 
-// The volume's gradient row by row. A row is the X voxels of one (b, z, y); points are listed by the row of their lower
-// corner, which may be one below the volume: list (b, z, y) has the number (b * (Z + 1) + z + 1) * (Y + 1) + y + 1.
+// The volume's gradient is made row by row: the X voxels of one (b, z, y). Points are listed by the row of their lower
+// corner, which may lie one below the volume in z and y.
 template <class T>
 struct PointLists {
   const int64_t* start;  // [lists + 1]
   const PlacedPoint<T>* points;
+
+  static MIM4D_HD int64_t number(const VoxelSampleParams<T>& p, int64_t b, int64_t z, int64_t y) {
+    return (b * (p.Z + 1) + z + 1) * (p.Y + 1) + y + 1;
+  }
 };
 
 // What one instruction set offers. Ranges [begin, end) are independent of each other and may run in parallel.
@@ -32,7 +36,8 @@ struct VoxelSampleCpu {
   // count: adds to count[list] for each point; place: writes each point to placed[cursor[list]++]
   void (*count)(const Params& p, int64_t begin, int64_t end, int64_t* count);
   void (*place)(const Params& p, int64_t begin, int64_t end, int64_t* cursor, PlacedPoint<T>* placed);
-  void (*backward_rows)(const Params& p, const PointLists<T>& lists, int64_t begin, int64_t end);  // rows
+  // rows, numbered with z fastest: (b * Y + y) * Z + z
+  void (*backward_rows)(const Params& p, const PointLists<T>& lists, int64_t begin, int64_t end);
 };
 
 }  // namespace mim4d

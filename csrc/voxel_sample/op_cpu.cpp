@@ -51,9 +51,10 @@ void backward_volume(const VoxelSampleParams<T>& p) {
   const int64_t rows = p.B * p.Z * p.Y;
   std::vector<int64_t> work(rows + 1, 0);
   for (int64_t r = 0; r < rows; ++r) {
-    const int64_t lower = (r / p.Y / p.Z * (p.Z + 1) + r / p.Y % p.Z) * (p.Y + 1) + r % p.Y;
+    const int64_t z = r % p.Z, y = r / p.Z % p.Y, item = r / p.Z / p.Y;
     int64_t points = 0;
-    for (const int64_t list : {lower, lower + 1, lower + p.Y + 1, lower + p.Y + 2})
+    for (const int64_t list : {lists.number(p, item, z, y), lists.number(p, item, z, y - 1),
+                               lists.number(p, item, z - 1, y), lists.number(p, item, z - 1, y - 1)})
       points += lists.start[list + 1] - lists.start[list];
     work[r + 1] = work[r] + points + p.X / 4 + 1;  // clearing four voxels costs about as much as adding one point
   }
