@@ -103,22 +103,29 @@ class Placer:
         self._halves = [np.array(EGO_HALF) + 0.6]
         self.actors: list[Actor] = []
 
-    def make(self, kind: str, route: Route | None, **pose: object) -> bool:
+    def make(
+        self,
+        kind: str,
+        attribute: str,
+        route: Route | None,
+        position: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        yaw: float = 0.0,
+    ) -> bool:
         """Adds the actor unless something is in its way or it never comes near. True when it was added."""
         spec, rng = KINDS[kind], self.rng
         w, l, h = (
             float(s * np.clip(1 + spec.spread * rng.standard_normal(), 1 - 2 * spec.spread, 1 + 2 * spec.spread))
             for s in spec.size
         )
-        bare = Actor(kind, (w, l, h), NOTHING, route, **pose)  # type: ignore[arg-type]
-        centre, yaw = bare.pose(self.times)
+        bare = Actor(kind, (w, l, h), NOTHING, route, position, yaw, attribute)
+        centre, heading = bare.pose(self.times)
         half = np.array([l / 2 + MARGIN, w / 2 + MARGIN])
         distance = np.linalg.norm(centre[:, :2] - self.ego_xy, axis=1).min()
         if distance > NEVER_NEAR or (l > LARGE and distance < l / 2 + LARGE_GAP):
             return False
         hit = boxes_overlap(
             centre[None, :, :2],
-            yaw[None],
+            heading[None],
             half,
             np.stack(self._centres),
             np.stack(self._yaws),
@@ -127,21 +134,15 @@ class Placer:
         if hit.any():
             return False
         self._centres.append(centre[:, :2])
-        self._yaws.append(yaw)
+        self._yaws.append(heading)
         self._halves.append(half)
         self.actors.append(replace(bare, mesh=spec.build(rng, w, l, h)))
         return True
 
     def stand(self, kind: str, uv: tuple[float, float], turn: float, z: float, attribute: str) -> bool:
         """Puts a standing thing at street coordinates, ``turn`` radians from the +u direction."""
-        x, y = self.roads.bend.point(np.array(uv))
-        return self.make(
-            kind,
-            None,
-            position=(float(x), float(y), z),
-            yaw=float(self.roads.bend.yaw(uv[0])) + turn,
-            attribute=attribute,
-        )
+        x, y = (float(p) for p in self.roads.bend.point(np.array(uv)))
+        return self.make(kind, attribute, None, (x, y, z), float(self.roads.bend.yaw(uv[0])) + turn)
 
 
 def _traffic(placer: Placer, wanted: int, kinds: list[str], seconds: float) -> None:
@@ -165,7 +166,7 @@ def _traffic(placer: Placer, wanted: int, kinds: list[str], seconds: float) -> N
         near = path.points[:, :2] - placer.ego_xy.mean(0)
         s = float(path.s[np.hypot(*near.T).argmin()] + rng.uniform(-55, 55) - speed.v0 * seconds / 2)
         attribute = "cycle.with_rider" if kind in ("motorcycle", "bicycle") else "vehicle.moving"
-        wanted -= placer.make(kind, Route(path, s, speed), attribute=attribute)
+        wanted -= placer.make(kind, attribute, Route(path, s, speed))
 
 
 def _parked(placer: Placer, wanted: int, kinds: list[str]) -> None:
@@ -197,25 +198,24 @@ def _walkers(placer: Placer, wanted: int, seconds: float) -> None:
         v = side * (roads.half_main + rng.uniform(1.5, WALKWAY - 0.6))
         block = min(roads.blocks, key=lambda b: abs(u - (b.u0 + b.u1) / 2))
         lo, hi = block.u0 + 0.5, block.u1 - 0.5
-        choice = rng.random()
-        if choice < 0.2:
-            u = float(np.clip(u, lo, hi))
-            wanted -= placer.stand("pedestrian", (u, v), float(rng.uniform(-3, 3)), KERB_HEIGHT, "pedestrian.standing")
+        what = rng.random()
+        if what < 0.2:
+            place = (float(np.clip(u, lo, hi)), v)
+            wanted -= placer.stand("pedestrian", place, float(rng.uniform(-3, 3)), KERB_HEIGHT, "pedestrian.standing")
             continue
-        speed = Speed(float(rng.uniform(0.8, 1.7)))
         direction = 1 if rng.random() < 0.5 else -1
-        if choice < 0.8:
+        if what < 0.8:  # along the street
             path = street_path(roads.bend, [(lo, v), (hi, v)][::direction], kerbs=np.empty((0, 2)))
-            s = float(rng.uniform(0, max(path.length - speed.v0 * seconds, 0.1)))
-            if s + speed.v0 * (seconds + 0.3) > path.length or s < 0.4:
-                continue
         else:  # over a crossing of the main road
             c = float(rng.choice(roads.crossings_u)) + (1 if rng.random() < 0.5 else -1) * (roads.half_cross + 2.1)
             far = roads.half_main + WALKWAY - 0.5
             span = (far - roads.half_main, far + roads.half_main)
             path = street_path(roads.bend, [(c, -far * direction), (c, far * direction)], kerbs=np.array([span]))
-            s = float(rng.uniform(0.4, max(path.length - speed.v0 * (seconds + 0.3), 0.5)))
-        wanted -= placer.make("pedestrian", Route(path, s, speed), attribute="pedestrian.moving")
+        speed = Speed(float(rng.uniform(0.8, 1.7)))
+        room = path.length - speed.v0 * (seconds + 0.3) - 0.8  # the walk must not leave its path
+        if room > 0:
+            s = 0.4 + float(rng.uniform(0, room))
+            wanted -= placer.make("pedestrian", "pedestrian.moving", Route(path, s, speed))
 
 
 def _works(placer: Placer) -> None:

@@ -87,81 +87,95 @@ class Roads:
         return self.bend.point(np.concatenate([low, high]))
 
     def line(self, a: tuple[float, float], b: tuple[float, float]) -> Array:
+        """A straight line of street coordinates as a polyline (P, 2) in map coordinates."""
         n = max(1, math.ceil(math.dist(a, b) / CHORD))
         t = np.linspace(0.0, 1.0, n + 1)[:, None]
         return self.bend.point(np.asarray(a) * (1 - t) + np.asarray(b) * t)
 
 
-def _stripe(
-    roads: Roads,
-    a: tuple[float, float],
-    b: tuple[float, float],
-    width: float,
-    colour: str,
-    dash: float = 0.0,
-    gap: float = 0.0,
-) -> None:
-    """Paint along a line of constant u or constant v, dashed when ``dash`` > 0."""
-    length = math.dist(a, b)
-    starts = [0.0] if dash <= 0 else list(np.arange(0.0, max(length - dash, 0.0) + 1e-9, dash + gap))
-    for s in starts:
-        e = length if dash <= 0 else s + dash
-        p, q = ((a[0] + (b[0] - a[0]) * t / length, a[1] + (b[1] - a[1]) * t / length) for t in (s, e))
-        along_u = abs(b[0] - a[0]) > abs(b[1] - a[1])
-        du, dv = (0.0, width / 2) if along_u else (width / 2, 0.0)
-        polygon = roads.outline(min(p[0], q[0]) - du, max(p[0], q[0]) + du, min(p[1], q[1]) - dv, max(p[1], q[1]) + dv)
-        roads.paint.append((polygon, colour))
+@dataclass(frozen=True)
+class Link:
+    """A piece of road between two junctions, in its own coordinates: s along it, t across it.
 
+    Along the main road (s, t) is (u, v) from ``at``; along a cross street it is (v, u), so that t then points to the
+    right of +s and not to its left.
+    """
 
-def _zebra(roads: Roads, u0: float, u1: float, v0: float, v1: float, across_u: bool) -> None:
-    """A crossing over the rectangle; its bars lie along u when people walk along v (``across_u`` False)."""
-    roads.ped_crossings.append(roads.outline(u0, u1, v0, v1))
-    lo, hi = (u0, u1) if across_u else (v0, v1)
-    for c in np.arange(lo + 0.35, hi - 0.3, 0.95):
-        bar = (c, c + 0.5, v0 + 0.1, v1 - 0.1) if across_u else (u0 + 0.1, u1 - 0.1, c, c + 0.5)
-        roads.paint.append((roads.outline(*bar), "white"))
+    roads: Roads
+    name: str
+    along_u: bool
+    at: float  # the other coordinate of the centre line
+    lo: float
+    hi: float
+    each_way: int  # lanes
+    meets: tuple[bool, bool]  # a junction at lo, at hi
 
+    @property
+    def half(self) -> float:
+        return self.each_way * LANE + PARKING
 
-def _street(
-    roads: Roads, name: str, along_u: bool, at: float, lo: float, hi: float, each_way: int, ends: tuple[bool, bool]
-) -> None:
-    """One link of road: lanes, dividers, paint, and crossings at those of its ends that meet a junction."""
-    half = each_way * LANE + PARKING
-    side = lambda a, b: (lambda s0, s1, t0, t1: (s0, s1, at + t0, at + t1) if along_u else (at + t0, at + t1, s0, s1))(
-        a[0], a[1], b[0], b[1]
-    )
-    pt = lambda s, t: (s, at + t) if along_u else (at + t, s)
-    roads.segments.append((roads.outline(*side((lo, hi), (-half, half))), False))
-    for index in range(each_way):
-        for sign in (1, -1):  # +1: traffic along +s keeps to the right: t < 0 when s is u, t > 0 when s is v
-            t = (index + 0.5) * LANE * (-sign if along_u else sign)
-            start, end = (lo, hi) if sign > 0 else (hi, lo)
-            outline = roads.outline(*side((lo, hi), (t - LANE / 2, t + LANE / 2)))
-            roads.lanes.append(Lane(f"{name}/{index}/{sign}", pt(start, t), pt(end, t), outline))
-    stop_lo, stop_hi = lo + (5.2 if ends[0] else 0.0), hi - (5.2 if ends[1] else 0.0)
-    for t in (-0.14, 0.14):
-        _stripe(roads, pt(stop_lo, t), pt(stop_hi, t), 0.12, "yellow")
-    roads.road_dividers.append(roads.line(pt(lo, 0.0), pt(hi, 0.0)))
-    for sign in (1, -1):
-        for index in range(1, each_way):
-            _stripe(roads, pt(stop_lo, sign * index * LANE), pt(stop_hi, sign * index * LANE), 0.14, "white", 3.0, 4.0)
-            roads.lane_dividers.append(roads.line(pt(lo, sign * index * LANE), pt(hi, sign * index * LANE)))
-        edge = sign * each_way * LANE
-        _stripe(roads, pt(stop_lo, edge), pt(stop_hi, edge), 0.12, "white")
-        roads.lane_dividers.append(roads.line(pt(lo, edge), pt(hi, edge)))
-        for s in np.arange(stop_lo + 2.0, stop_hi - 2.0, 6.2):  # parking bays
-            _stripe(roads, pt(s, edge), pt(s, sign * half), 0.1, "white")
-    for meets, s0, s1, stop in ((ends[0], lo + 0.6, lo + 3.6, lo + 4.4), (ends[1], hi - 3.6, hi - 0.6, hi - 4.4)):
-        if not meets:
-            continue
-        u0, u1, v0, v1 = side((s0, s1), (-half, half))
-        _zebra(roads, u0, u1, v0, v1, across_u=not along_u)
-        arriving = 1 if stop > (lo + hi) / 2 else -1  # traffic that arrives at this end runs along this sign of s
-        right = -arriving if along_u else arriving
-        t0, t1 = sorted((0.2 * right, (each_way * LANE) * right))
-        u0, u1, v0, v1 = side((stop - 0.2, stop + 0.2), (t0, t1))
-        roads.paint.append((roads.outline(u0, u1, v0, v1), "white"))
-        roads.stop_lines.append(roads.outline(u0, u1, v0, v1))
+    @property
+    def right(self) -> int:
+        """The sign of t on the right-hand side of traffic along +s."""
+        return -1 if self.along_u else 1
+
+    def point(self, s: float, t: float) -> tuple[float, float]:
+        """Street coordinates (u, v)."""
+        return (s, self.at + t) if self.along_u else (self.at + t, s)
+
+    def box(self, s0: float, s1: float, t0: float, t1: float) -> Array:
+        """A rectangle as a polygon (P, 2) in map coordinates."""
+        (s0, s1), (t0, t1) = sorted((s0, s1)), sorted((t0, t1))
+        (u0, v0), (u1, v1) = self.point(s0, t0), self.point(s1, t1)
+        return self.roads.outline(u0, u1, v0, v1)
+
+    def line(self, t: float) -> Array:
+        """From end to end at a distance t from the centre line."""
+        return self.roads.line(self.point(self.lo, t), self.point(self.hi, t))
+
+    def paint(self, s0: float, s1: float, t0: float, t1: float, colour: str = "white") -> None:
+        self.roads.paint.append((self.box(s0, s1, t0, t1), colour))
+
+    def build(self) -> None:
+        """Adds lanes, dividers, markings and crossings to the roads."""
+        roads = self.roads
+        roads.segments.append((self.box(self.lo, self.hi, -self.half, self.half), False))
+        for index in range(self.each_way):
+            for sign in (1, -1):
+                t = (index + 0.5) * LANE * sign * self.right
+                start, end = (self.lo, self.hi) if sign > 0 else (self.hi, self.lo)
+                outline = self.box(self.lo, self.hi, t - LANE / 2, t + LANE / 2)
+                name = f"{self.name}/{index}/{sign}"
+                roads.lanes.append(Lane(name, self.point(start, t), self.point(end, t), outline))
+        # Markings end where the crossings begin.
+        lo, hi = (end + sign * 5.2 * m for end, sign, m in zip((self.lo, self.hi), (1, -1), self.meets, strict=True))
+        roads.road_dividers.append(self.line(0.0))
+        for sign in (1, -1):
+            self.paint(lo, hi, sign * 0.08, sign * 0.2, "yellow")
+            for index in range(1, self.each_way + 1):
+                t = sign * index * LANE
+                roads.lane_dividers.append(self.line(t))
+                if index == self.each_way:  # the lane's edge, and the parking bays behind it
+                    self.paint(lo, hi, t - 0.06, t + 0.06)
+                    for s in np.arange(lo + 2.0, hi - 2.0, 6.2):
+                        self.paint(s - 0.05, s + 0.05, t, sign * self.half)
+                else:
+                    for s in np.arange(lo, hi - 3.0, 7.0):
+                        self.paint(s, s + 3.0, t - 0.07, t + 0.07)
+        for end, inward, junction in ((self.lo, 1, self.meets[0]), (self.hi, -1, self.meets[1])):
+            if junction:
+                self._crossing(end, inward)
+
+    def _crossing(self, end: float, inward: int) -> None:
+        """A zebra crossing before a junction and the stop line of the traffic that arrives at it."""
+        s0, s1 = end + inward * 0.6, end + inward * 3.6
+        self.roads.ped_crossings.append(self.box(s0, s1, -self.half, self.half))
+        for t in np.arange(-self.half + 0.35, self.half - 0.3, 0.95):
+            self.paint(s0 + inward * 0.1, s1 - inward * 0.1, t, t + 0.5)
+        side = -inward * self.right  # the right-hand side of those who drive outward
+        stop = (end + inward * 4.2, end + inward * 4.6, side * 0.2, side * self.each_way * LANE)
+        self.paint(*stop)
+        self.roads.stop_lines.append(self.box(*stop))
 
 
 def make_roads(
@@ -180,25 +194,21 @@ def make_roads(
     links = list(zip(cuts[::2], cuts[1::2], strict=True))
     roads.drivable.append(roads.outline(-STREET_U, STREET_U, -hm, hm))
     for i, (lo, hi) in enumerate(links):
-        ends = (i > 0, i < len(links) - 1)
-        _street(roads, f"main{i}", True, 0.0, lo, hi, lanes_each_way, ends)
+        meets = (i > 0, i < len(links) - 1)
+        Link(roads, f"main{i}", True, 0.0, lo, hi, lanes_each_way, meets).build()
         for v0, v1 in ((hm, reach), (-reach, -hm)):
-            block = Block(lo, hi, v0, v1, *ends)
+            block = Block(lo, hi, v0, v1, *meets)
             roads.blocks.append(block)
-            near = block.near
-            inner = near + math.copysign(WALKWAY, near)
-            roads.walkways.append(roads.outline(lo, hi, *sorted((near, inner))))
-            for meets, u0, u1 in ((ends[0], lo, lo + WALKWAY), (ends[1], hi - WALKWAY, hi)):
-                if meets:
-                    roads.walkways.append(roads.outline(u0, u1, *sorted((inner, math.copysign(reach, near)))))
+            inner = block.near + math.copysign(WALKWAY, block.near)
+            roads.walkways.append(roads.outline(lo, hi, *sorted((block.near, inner))))
+            for street, u0, u1 in ((meets[0], lo, lo + WALKWAY), (meets[1], hi - WALKWAY, hi)):
+                if street:
+                    roads.walkways.append(roads.outline(u0, u1, *sorted((inner, math.copysign(reach, inner)))))
     for i, u in enumerate(crossings_u):
         roads.segments.append((roads.outline(u - hc, u + hc, -hm, hm), True))
-        for name, v0, v1, ends in (
-            (f"cross{i}n", hm, reach, (True, False)),
-            (f"cross{i}s", -reach, -hm, (False, True)),
-        ):
+        for name, v0, v1, meets in (("n", hm, reach, (True, False)), ("s", -reach, -hm, (False, True))):
             roads.drivable.append(roads.outline(u - hc, u + hc, v0, v1))
-            _street(roads, name, False, u, v0, v1, 1, ends)
+            Link(roads, f"cross{i}{name}", False, u, v0, v1, 1, meets).build()
     for _ in range(60):  # repaired asphalt, darker
         u, v = rng.uniform(-STREET_U, STREET_U), rng.uniform(-hm, hm)
         w, h = rng.uniform(0.6, 5.0), rng.uniform(0.5, 1.6)

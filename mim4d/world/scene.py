@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
 PLANS = ("bend", "bend", "right", "left")  # what the ego does in one scene after another
+PAINT_WITHIN = 60.0  # road markings are drawn this far from the ego's way, metres
 ACTOR_RANGE = 130.0  # moving actors beyond this distance from the ego are left out of a cast, metres
 
 
@@ -78,9 +79,8 @@ class Scene:
         self.index, self.seconds = index, seconds
         styles = VAL_STYLES if validation else TRAIN_STYLES
         self.style: Style = styles[(seed + index) % len(styles)]
-        self.ego, self.roads = self._plan(
-            rng(0), PLANS[(seed + index) % len(PLANS)], (tile[0] + TILE_SIZE / 2, tile[1] + TILE_SIZE / 2), seconds
-        )
+        middle = (tile[0] + TILE_SIZE / 2, tile[1] + TILE_SIZE / 2)
+        self.ego, self.roads = self._plan(rng(0), PLANS[(seed + index) % len(PLANS)], middle, seconds)
         self.actors: list[Actor] = populate(rng(1), self.roads, self.ego, seconds)
         way = self.ego.pose(np.linspace(-0.1, seconds + 0.1, 64))[0][:, :2]  # (64, 2)
         self.origin = np.array([*way.mean(0), 0.0])
@@ -95,25 +95,25 @@ class Scene:
         self.mesh = join([self.still, self.rest])  # all triangles; the looks of a face never change
         self.rest_normals = self.mesh.normals
         self.static = _caster(self.still.vertices)
-        margin = 60.0
-        self.ground = Ground(self.roads, tuple(way.min(0) - margin), tuple(way.max(0) + margin))
-        r = rng(3)
+        self.ground = Ground(self.roads, tuple(way.min(0) - PAINT_WITHIN), tuple(way.max(0) + PAINT_WITHIN))
+        self._weather(rng(3))
+
+    def _weather(self, rng: np.random.Generator) -> None:
         # The sun looks along the street more than across it: otherwise the houses would put all of it in the shade.
-        across, side = r.uniform(0.25, 0.9), r.integers(4)
+        across, side = rng.uniform(0.25, 0.9), rng.integers(4)
         azimuth = self.roads.bend.heading + (across if side % 2 else -across) + (math.pi if side > 1 else 0.0)
-        height = math.radians(r.uniform(36, 60))
-        self.sun = np.array(
-            [math.cos(height) * math.cos(azimuth), math.cos(height) * math.sin(azimuth), math.sin(height)]
-        )
+        height = math.radians(rng.uniform(36, 60))
+        flat = math.cos(height)
+        self.sun = np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(height)])  # unit, towards it
         _, _, axes = np.linalg.svd(self.sun[None])
         self.sun_plane = axes[1:].T.astype(np.float32)  # (3, 2) two axes across the sunlight
         size = np.array([self.actors[i].size for i in self.moving]).reshape(-1, 3)
         self.radius = (np.linalg.norm(size, axis=1) / 2 + 0.2).astype(np.float32)  # of balls around moving actors
         # From the middle of a moving actor to the end of its box or of its shadow, seen from above.
         self.shadow_reach = np.hypot(size[:, 0], size[:, 1]) / 2 + size[:, 2] / math.tan(height)
-        self.haze = float(r.uniform(350, 700))
-        self.warmth = float(r.uniform(0.0, 1.0))
-        self.sky_shift = r.uniform(0, 1, 2)
+        self.haze = float(rng.uniform(350, 700))  # metres over which the air takes away all but 1/e
+        self.warmth = float(rng.uniform(0.0, 1.0))  # of the sunlight
+        self.sky_shift = rng.uniform(0, 1, 2)  # of the clouds
 
     @staticmethod
     def _plan(rng: np.random.Generator, plan: str, centre: tuple[float, float], seconds: float) -> tuple[Route, Roads]:

@@ -148,6 +148,22 @@ def test_paint_is_found_where_it_was_drawn() -> None:
     assert (outside[0], none[0]) == (np.float32(128 / 255), 0)
 
 
+@pytest.mark.parametrize("lanes_each_way", [1, 2])
+def test_traffic_keeps_to_the_right(lanes_each_way: int) -> None:
+    roads = make_roads(
+        np.random.default_rng(0), (0, 0), curvature=0.0, lanes_each_way=lanes_each_way, reach=60.0, crossings_u=[5.0]
+    )
+    assert len(roads.lanes) == 2 * (2 * lanes_each_way) + 2 * 2  # two pieces of main road, two of cross street
+    for lane in roads.lanes:
+        (u0, v0), (u1, v1) = lane.start, lane.end
+        if lane.name.startswith("main"):
+            assert v0 == v1
+            assert (u1 - u0) * v0 < 0  # eastward, the middle lies to the north
+        else:
+            assert u0 == u1
+            assert (v1 - v0) * (u0 - 5.0) > 0  # northward, the middle lies to the west
+
+
 def test_pixel_rays_pass_through_pixel_centres() -> None:
     k = np.array([[50.0, 0, 20.0], [0, 50.0, 12.0], [0, 0, 1]])
     d = pixel_rays(k, 40, 24).reshape(24, 40, 3)

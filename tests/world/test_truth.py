@@ -227,6 +227,25 @@ def test_the_ego_drives_on_free_road(truth: Truth) -> None:
         np.testing.assert_allclose(truth.scene.at(float(t)).cast(above, down).distance, 4.0, atol=1e-3)
 
 
+def test_traffic_keeps_to_its_lanes(truth: Truth) -> None:
+    from shapely.geometry import LineString, Point, Polygon
+
+    scene = truth.scene
+    vehicles = [a for a in scene.actors if a.attribute in ("vehicle.moving", "cycle.with_rider")]
+    on_lane = 0
+    for lane in scene.roads.lanes:
+        outline, middle = Polygon(lane.outline), scene.roads.line(lane.start, lane.end)  # chords of 6 m
+        along = (middle[-1] - middle[0]) / np.linalg.norm(middle[-1] - middle[0])
+        for actor in vehicles:
+            centre, yaw = actor.pose(0.5)
+            if outline.contains(Point(*centre[:2])):
+                # A lane turns by up to 90 m / 170 m from end to end, half of it to either side of its chord.
+                assert along @ (np.cos(yaw), np.sin(yaw)) > np.cos(0.3)
+                assert LineString(middle).distance(Point(*centre[:2])) < 0.05  # 6^2 / 8 R = 3 cm at 170 m
+                on_lane += 1
+    assert on_lane > len(vehicles) / 2  # the others cross a junction or have left the map
+
+
 @pytest.mark.parametrize("unseen", [False, True])
 def test_perfect_predictions_score_perfectly(tmp_path: Path, nusc: Any, unseen: bool) -> None:
     """mini_val's detection metric on the annotations themselves; boxes without points are no ground truth there."""
