@@ -1,0 +1,1 @@
+"""One module per op, named as the op; each has ``cases(preset, device)`` and ``PRESETS``."""
