@@ -15,6 +15,7 @@ Array = NDArray[np.float32]
 F = np.float32
 
 WALLS = np.isin(np.arange(len(Material)), [Material.BRICK, Material.PLASTER, Material.CURTAIN, Material.SHOP])
+TAPS = 4  # samples of the road's paint along a stretched pixel
 MACRO = F(1 / 37.0)  # large-scale stains: periods per metre
 PAINT = (F(0.8), F(0.8), F(0.78))  # reflectance of white and of yellow markings
 YELLOW = (F(0.75), F(0.48), F(0.07))
@@ -57,8 +58,8 @@ class Shader:
         # A face seen from behind (foliage, a thin sheet) is lit as if it faced the eye.
         side = np.where(facing > 0, F(-1), F(1))
         point = distance[:, None] * direction + (origin - self.scene.origin).astype(F)
-        footprint = distance * F(pixel) / np.sqrt(np.abs(facing) + F(0.03))
-        albedo = self.albedo(face, hits.u[seen], hits.v[seen], point, footprint)
+        width = distance * F(pixel)
+        albedo = self.albedo(face, hits.u[seen], hits.v[seen], point, direction, width, np.abs(facing))
         slope = (normal @ self.sun) * side
         toward = np.flatnonzero(slope > 0)
         start = point[toward] + normal[toward] * (side[toward] * F(0.01))[:, None]
@@ -71,8 +72,14 @@ class Shader:
             rgb[c, seen] = (albedo[c] * light - self.horizon[c]) * clear + self.horizon[c]
         return rgb
 
-    def albedo(self, face: NDArray[np.int32], u: Array, v: Array, point: Array, footprint: Array) -> Array:
-        """Reflectance (3, P) of points on faces; point (P, 3) relative to the scene's origin, footprint (P,) metres."""
+    def albedo(
+        self, face: NDArray[np.int32], u: Array, v: Array, point: Array, direction: Array, width: Array, facing: Array
+    ) -> Array:
+        """Reflectance (3, P) of points on faces.
+
+        point (P, 3) relative to the scene's origin; direction (P, 3) of sight; width (P,) of a pixel there in metres;
+        facing (P,) the cosine between sight and normal.
+        """
         material = self.material[face]
         map6 = self.uv[face]  # (P, 6)
         x, y, z = point.T
@@ -81,6 +88,8 @@ class Shader:
         ground = np.flatnonzero(material == Material.ASPHALT)
         gx, gy = x[ground], y[ground]
         tu[ground], tv[ground] = gx / TILE_METRES[Material.ASPHALT], gy / TILE_METRES[Material.ASPHALT]
+        # Between a pixel's width and its stretched length: a little blur, a little flicker.
+        footprint = width / np.sqrt(facing + F(0.03))
         level = mip_level(footprint * self.texels_per_metre[face], LEVELS)
         texel = self.atlas.sample(material, tu, tv, level)  # (4, P)
         base, tinted = texel[:3], texel[3]
@@ -97,7 +106,7 @@ class Shader:
             base[c] *= (1 + tinted * (self.tint[c, face] - 1)) * shade
         if len(ground):
             low = (self.scene.ground.low - self.scene.origin[:2]).astype(F)
-            white, yellow = self.scene.ground.paint(gx - low[0], gy - low[1], footprint[ground])
+            white, yellow = self._paint(gx - low[0], gy - low[1], direction[ground], width[ground])
             plain = np.minimum(white / BARE, 1)
             cover = np.maximum(white - BARE, 0) / (1 - BARE)
             grain = base[0, ground] * F(1 / 0.155)  # the asphalt's grain shows through the paint
@@ -107,6 +116,17 @@ class Shader:
                 marked += (worn * PAINT[c] - marked) * cover
                 base[c, ground] = marked + (worn * YELLOW[c] - marked) * yellow
         return base
+
+    def _paint(self, x: Array, y: Array, direction: Array, width: Array) -> tuple[Array, Array]:
+        """The road's paint (P,), (P,) averaged over pixels that flat sight stretches along the line of sight."""
+        flat = np.hypot(direction[:, 0], direction[:, 1])
+        stretch = width / np.maximum(np.abs(direction[:, 2]), F(0.01))  # a pixel's length on the road
+        footprint = np.maximum(width, stretch * F(1 / TAPS))
+        ax, ay = (direction[:, i] * (stretch / np.maximum(flat, F(1e-6))) for i in range(2))
+        at = (np.arange(TAPS, dtype=F)[:, None] + F(0.5)) / TAPS - F(0.5)  # (TAPS, 1)
+        taps = ((x + at * ax).ravel(), (y + at * ay).ravel(), np.tile(footprint, TAPS))
+        white, yellow = self.scene.ground.paint(*taps)
+        return white.reshape(TAPS, -1).mean(0), yellow.reshape(TAPS, -1).mean(0)
 
     def sky(self, directions: Array) -> Array:
         """(3, P) linear light of the sky along directions (P, 3): brighter to the horizon, clouds, the sun's glow."""
