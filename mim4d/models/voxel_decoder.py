@@ -190,13 +190,13 @@ class VoxelDecoder(nn.Module):
         width = short_dim or long_dim
         self.fold = nn.Sequential(nn.Linear(channels * z, width, bias=False), nn.LayerNorm(width))
         self.time_code = TimeCode(width)
-        self.short = self.long = self.reduce = None
+        self.short: Branch | None = None
+        self.long: Branch | None = None
         if short_dim:
             self.short = Branch((y, x), short_dim, short_heads, points, layers, average_frames, checkpointing)
         if long_dim:
             self.long = Branch((y, x), long_dim, long_heads, points, layers, average_frames, checkpointing)
-            self.long_time_code = TimeCode(long_dim)
-            self.reduce = nn.Sequential(nn.Linear(width, long_dim), nn.LayerNorm(long_dim))
+            self.reduce, self.reduce_norm = nn.Linear(width, long_dim), nn.LayerNorm(long_dim)
         self.fuse = nn.Conv2d(short_dim + long_dim, channels * z, 3, padding=1, bias=False)
         # As the voxel encoder ends: one renderer reads both volumes, so they should be distributed alike.
         self.norm = group_norm(channels)
@@ -254,8 +254,8 @@ class VoxelDecoder(nn.Module):
             x, shifts, weights = self.short(values[pick, sides], codes[pick, sides], side_seen)
             parts.append(x)
             motion = self._motion(shifts, weights, gap.gather(1, sides), side_seen).unflatten(0, (b, k))
-        if self.long is not None and self.reduce is not None:
-            x, _, _ = self.long(self.reduce(values), self.long_time_code(gap), seen)
+        if self.long is not None:
+            x, _, _ = self.long(self.reduce_norm(self.reduce(values)), self.reduce(codes), seen)
             parts.append(x)
         _, y, x_size = self.grid.shape
         fused = self.fuse(torch.cat(parts, dim=-1).transpose(1, 2).unflatten(-1, (y, x_size)))  # (M, C*Z, Y, X)

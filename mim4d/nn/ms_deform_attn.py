@@ -26,6 +26,11 @@ def _check_heads(name: str, embed_dim: int, num_heads: int) -> None:
         )
 
 
+def _coordinate_dtype(x: Tensor) -> torch.dtype:
+    """Places and weights are fp32 whatever the values are: half a bfloat16 step is a quarter of a cell at 128 cells."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 class MSDeformAttn(nn.Module):
     """Multi-scale deformable attention with the constructor order and parameter names of Deformable-DETR.
 
@@ -102,13 +107,12 @@ class MSDeformAttn(nn.Module):
             raise ValueError(
                 f"MSDeformAttn: reference_points wanted last size 2 or 4, got {reference_points.shape[-1]}"
             )
-        dtype = value.dtype
         out = ops.ms_deform_attn(
             value.unflatten(-1, (m, -1)),
             input_spatial_shapes,
             input_level_start_index,
-            locations.to(dtype),
-            weights.reshape(b, q, m, l, p).to(dtype),
+            locations.to(_coordinate_dtype(value)),
+            weights.reshape(b, q, m, l, p),
         )  # (B, Q, E)
         return self.output_proj(out)
 
@@ -169,18 +173,19 @@ class TemporalDeformAttn(nn.Module):
         l, m, p = values.shape[1], self.num_heads, self.num_points
         offsets = self._per_frame(self.sampling_offsets, query, codes, (m, p, 2)).movedim(2, 3)  # (B, Q, M, L, P, 2)
         logits = self._per_frame(self.attention_weights, query, codes, (m, p)).movedim(2, 3)  # (B, Q, M, L, P)
-        weights = self._normalise(logits.float(), valid)
+        weights = self._normalise(logits.to(_coordinate_dtype(logits)), valid)
         value = self.value_proj(values).reshape(b, l * y * x, m, -1)  # (B, L*Y*X, M, E/M)
 
-        # Filled on the device: a tensor made from Python numbers would be a copy from the host.
-        rows = (torch.arange(y, device=query.device, dtype=torch.float32) + 0.5) / y
-        columns = (torch.arange(x, device=query.device, dtype=torch.float32) + 0.5) / x
-        centres = torch.stack(torch.broadcast_tensors(columns, rows[:, None]), dim=-1).reshape(1, q, 1, 1, 1, 2)
-        cell = torch.stack((torch.full_like(columns[0], 1.0 / x), torch.full_like(rows[0], 1.0 / y)))  # (2,)
-        starts = torch.arange(l, device=query.device) * (y * x)  # (L,)
-        shapes = torch.stack((torch.full_like(starts, y), torch.full_like(starts, x)), dim=-1)  # (L, 2)
-        locations = centres + offsets.float() * cell
-        out = ops.ms_deform_attn(value, shapes, starts, locations.to(value.dtype), weights.to(value.dtype))
+        dtype = _coordinate_dtype(value)
+        rows = (torch.arange(y, device=query.device, dtype=dtype) + 0.5)[:, None].expand(y, x)
+        columns = (torch.arange(x, device=query.device, dtype=dtype) + 0.5).expand(y, x)
+        place = [
+            (centre.reshape(q, 1, 1, 1) + shift) / n
+            for centre, shift, n in zip((columns, rows), offsets.to(dtype).unbind(-1), (x, y), strict=True)
+        ]
+        locations = torch.stack(place, dim=-1)  # (B, Q, M, L, P, 2) in [0, 1]
+        # Levels as Python numbers: they reach a kernel as arguments, not as a copy from the host.
+        out = ops.ms_deform_attn(value, [(y, x)] * l, [i * y * x for i in range(l)], locations, weights)
         return self.output_proj(out), offsets, weights
 
     @staticmethod

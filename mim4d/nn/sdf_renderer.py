@@ -84,9 +84,9 @@ class SDFRenderer(nn.Module):
         super().__init__()
         if any(low >= high for low, high in zip(bounds[:3], bounds[3:], strict=True)):
             raise ValueError(f"SDFRenderer: bounds must have min < max on each axis, got {bounds}")
-        if n_uniform < 2 or n_importance < 1 or chunk < 1 or near <= 0:
+        if n_uniform < 1 or n_importance < 0 or chunk < 1 or near <= 0:
             raise ValueError(
-                "SDFRenderer: wanted n_uniform >= 2, n_importance >= 1, chunk >= 1 and near > 0, "
+                "SDFRenderer: wanted n_uniform >= 1, n_importance >= 0, chunk >= 1 and near > 0, "
                 f"got {n_uniform}, {n_importance}, {chunk}, {near}"
             )
         self.field = field

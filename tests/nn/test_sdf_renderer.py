@@ -1,0 +1,289 @@
+"""The SDF field and renderer: planes whose depth is known, rays that miss, units, chunks, precision."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mim4d.nn import RenderOutput, SDFField, SDFRenderer, VoxelGrid
+
+BOUNDS = (-40.0, -40.0, -4.0, 40.0, 40.0, 4.0)
+GRID = VoxelGrid(BOUNDS, (20, 20, 4))
+
+
+def plane_field(by_volume: bool, offset: float, sharpness: float = 1e4) -> SDFField:
+    """Weights for sdf = offset - x (scaled units, exactly) and a constant colour; x from the point or from feature 0.
+
+    Softplus(z) - softplus(-z) = z: two neurons carry a signed number through every layer without error.
+    """
+    field = SDFField(channels=3)
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.zero_()
+        decoder = field.sdf_decoder
+        decoder.fc_p.bias[0], decoder.fc_p.bias[1] = offset, -offset
+        if by_volume:
+            decoder.fc_c[0].weight[0, 0], decoder.fc_c[0].weight[1, 0] = -1.0, 1.0
+        else:
+            decoder.fc_p.weight[0, 0], decoder.fc_p.weight[1, 0] = -1.0, 1.0
+        for l in range(6):
+            weight = decoder.get_submodule(f"lin{l}").weight
+            if l == 0:  # h_0 = (z, -z) still carries the sign twice
+                weight[0, 0] = weight[1, 1] = 1.0
+            else:
+                weight[0, 0] = 1.0
+                weight[0, 1] = -1.0
+                if l < 5:
+                    weight[1] = -weight[0]
+        field.rgb_decoder.lin3.bias.copy_(torch.tensor([0.0, 2.0, -2.0]))
+        field.deviation_network.variance.fill_(math.log(sharpness) / 10)
+    return field
+
+
+def x_volume(grid: VoxelGrid = GRID) -> torch.Tensor:
+    """Feature 0 is the cell centre's x in scaled units, the rest zero: (1, 3, Z, Y, X)."""
+    volume = torch.zeros(1, 3, *grid.shape)
+    volume[0, 0] = grid.centres()[..., 0] / max(abs(b) for b in grid.bounds)
+    return volume
+
+
+def fan(n: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rays from (1, 0.5, 0.2) m, spread around x: origins and directions (1, n, 3)."""
+    angle = torch.linspace(-0.6, 0.6, n)
+    directions = torch.stack((angle.cos(), angle.sin(), torch.zeros(n)), -1)[None]
+    return torch.tensor([1.0, 0.5, 0.2]).expand_as(directions), directions
+
+
+@pytest.mark.parametrize("by_volume", [False, True])
+@pytest.mark.parametrize("metres", [6.0, 20.0, 33.0])
+def test_a_plane_is_rendered_at_its_depth_in_metres(metres: float, by_volume: bool) -> None:
+    renderer = SDFRenderer(plane_field(by_volume, metres / 40), BOUNDS).eval()
+    origins, directions = fan()
+    out = renderer(x_volume(), origins, directions)
+    wanted = (metres - 1.0) / directions[..., 0]
+    assert out.hit.all()
+    assert (out.depth - wanted).abs().max() < 0.05  # measured 0.016 m: sections are finest around the surface
+    assert torch.allclose(out.opacity, torch.ones_like(out.opacity), atol=1e-3)
+    assert torch.allclose(out.rgb, torch.tensor([0.0, 2.0, -2.0]).sigmoid().expand_as(out.rgb), atol=1e-3)
+    inside = out.edges[..., :-1] * directions[..., :1] + 1.0 < 37  # a cell before the box ends, where zeros blend in
+    assert torch.allclose(out.gradient[inside], torch.tensor([-1.0, 0, 0]).expand(int(inside.sum()), 3), atol=1e-4)
+    assert torch.allclose(
+        out.sdf[inside], (metres - 1.0 - out.edges[..., :-1] * directions[..., :1])[inside], atol=1e-3
+    )
+
+
+def test_depth_is_exact_with_fine_edges() -> None:
+    renderer = SDFRenderer(plane_field(False, 0.5), BOUNDS).eval()  # a plane at 20 m
+    origins, directions = fan()
+    wanted = 19.0 / directions[..., 0]  # (1, 9)
+    edges = wanted[..., None] + torch.linspace(-0.5, 0.5, 101)  # 1 cm
+    out = renderer(x_volume(), origins, directions, edges=edges)
+    # Half a section, and up to 1e-5 of weight in each of the 50 sections before: 0.0005 x 0.25 m.
+    assert (out.depth - wanted).abs().max() < 0.006
+    torch.testing.assert_close(out.edges, edges)
+
+
+def test_what_lies_behind_a_ray_is_not_seen() -> None:
+    renderer = SDFRenderer(plane_field(False, 0.5), BOUNDS, background=(0.1, 0.2, 0.3)).eval()  # at x = 20 m
+    origins, directions = fan()
+    out = renderer(x_volume(), origins, -directions)
+    assert out.hit.all()
+    assert (out.opacity < 2e-3).all()  # 96 sections of at most 1e-5, and some
+    assert torch.allclose(out.rgb, torch.tensor([0.1, 0.2, 0.3]).expand_as(out.rgb), atol=2e-3)
+
+
+def bad_rays() -> tuple[torch.Tensor, torch.Tensor]:
+    nan = float("nan")
+    origins = torch.tensor(
+        [[100.0, 0, 0], [0, 0, 20], [0, 0, 0], [nan, 0, 0], [0, 0, 0], [0, 0, 3.5], [60, 60, 60], [0, 41, 0]]
+    )
+    directions = torch.tensor(
+        [[1.0, 0, 0], [1, 0, 0], [0, 0, 0], [1, 0, 0], [nan, 0, 0], [0, 0, 1], [0.6, 0.8, 0], [0, 0, 1]]
+    )  # past the box, above it, no direction, NaN, NaN, out of the top within `near`, away, beside it
+    return origins[None], directions[None]
+
+
+def random_scene(seed: int = 0, channels: int = 3) -> tuple[SDFField, torch.Tensor]:
+    torch.manual_seed(seed)
+    return SDFField(channels), torch.randn(1, channels, *GRID.shape)
+
+
+def test_rays_that_miss_show_background_and_give_no_gradient() -> None:
+    field, volume = random_scene()
+    renderer = SDFRenderer(field, BOUNDS, background=(0.2, 0.4, 0.6)).train()
+    volume.requires_grad_()
+    origins, directions = bad_rays()
+    out = renderer(volume, origins, directions)
+    assert not out.hit.any()
+    assert torch.equal(out.rgb, torch.tensor([0.2, 0.4, 0.6]).expand_as(out.rgb))
+    assert (out.opacity == 0).all()
+    assert (out.depth == 0).all()
+    assert (out.weights == 0).all()
+    for value in (out.sdf, out.gradient, out.edges):
+        assert torch.isfinite(value).all()
+    (out.rgb.sum() + out.depth.sum() + out.opacity.sum() + out.weights.sum()).backward()
+    assert volume.grad is not None
+    assert (volume.grad == 0).all()
+    assert all(p.grad is None or (p.grad == 0).all() for p in field.parameters())
+
+
+def test_rays_that_miss_leave_the_others_alone() -> None:
+    field, volume = random_scene()
+    renderer = SDFRenderer(field, BOUNDS).eval()
+    good, bad = fan(), bad_rays()
+    alone = renderer(volume, *good)
+    mixed = renderer(volume, *(torch.cat((b, g, b), 1) for g, b in zip(good, bad, strict=True)))
+    assert mixed.hit.tolist() == [[False] * 8 + [True] * 9 + [False] * 8]
+    torch.testing.assert_close(mixed.map(lambda t: t[:, 8:17]).rgb, alone.rgb)
+    torch.testing.assert_close(mixed.map(lambda t: t[:, 8:17]).depth, alone.depth)
+
+
+def test_axis_parallel_rays_on_a_face_and_from_outside() -> None:
+    renderer = SDFRenderer(plane_field(False, 0.0), BOUNDS)
+    origins = torch.tensor([[[-50.0, 0, 0], [0, 0, 0], [0, 0, 4.5], [-1.0, 40.5, 0]]])
+    directions = torch.tensor([[[1.0, 0, 0], [0, 0, 1.0], [1.0, 0, 0], [0, -1.0, 0]]])
+    near, far, hit = renderer.extents(origins, directions)
+    assert hit.tolist() == [[True, True, False, True]]
+    assert near[0, [0, 1, 3]].tolist() == pytest.approx([10.0, 1.0, 1.0])
+    assert far[0, [0, 1, 3]].tolist() == pytest.approx([90.0, 4.0, 80.5])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weights_sum_to_at_most_one_and_depth_stays_on_its_ray(seed: int) -> None:
+    field, volume = random_scene(seed)
+    with torch.no_grad():
+        field.deviation_network.variance.fill_([0.1, 0.3, 0.6, 1.0][seed])
+    renderer = SDFRenderer(field, BOUNDS).train()
+    origins, directions = fan(40)
+    origins = origins + torch.randn(1, 40, 3) * torch.tensor([15.0, 15.0, 1.0])
+    out = renderer(volume * 3, origins, directions)
+    assert (out.weights >= 0).all()
+    assert (out.weights.sum(-1) <= 1 + 1e-5).all()
+    torch.testing.assert_close(out.weights.sum(-1), out.opacity)
+    near, far, hit = renderer.extents(origins, directions)
+    assert (out.depth[hit] >= near[hit] - 1e-4).all()
+    assert (out.depth[hit] <= far[hit] + 1e-4).all()
+    assert ((out.rgb >= 0) & (out.rgb <= 1 + 1e-5)).all()
+    assert (out.edges.diff(dim=-1) >= 0).all()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_chunks_change_nothing(training: bool) -> None:
+    field, volume = random_scene()
+    origins, directions = fan(11)
+    jitter = torch.rand(1, 11, 2) if training else None
+    whole = SDFRenderer(field, BOUNDS).train(training)(volume, origins, directions, jitter=jitter)
+    parts = SDFRenderer(field, BOUNDS, chunk=4).train(training)(volume, origins, directions, jitter=jitter)
+    for name in RenderOutput.__dataclass_fields__:
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), msg=name)
+
+
+def test_jitter_is_drawn_in_training_only() -> None:
+    field, volume = random_scene()
+    renderer = SDFRenderer(field, BOUNDS)
+    rays = fan()
+    assert torch.equal(renderer.eval()(volume, *rays).edges, renderer(volume, *rays).edges)
+    torch.manual_seed(0)
+    first = renderer.train()(volume, *rays).edges
+    assert not torch.equal(first, renderer(volume, *rays).edges)
+    torch.manual_seed(0)
+    assert torch.equal(first, renderer(volume, *rays).edges)
+
+
+def test_the_same_scene_twice_as_large() -> None:
+    """All lengths doubled: depths and distances double, weights, colours and normals stay."""
+    field, volume = random_scene()
+    origins, directions = fan()
+    double = tuple(2 * b for b in BOUNDS)
+    small = SDFRenderer(field, BOUNDS, near=1.0).eval()(volume, origins, directions)
+    large = SDFRenderer(field, double, near=2.0).eval()(volume, 2 * origins, directions)
+    for name, factor in (("depth", 2), ("sdf", 2), ("edges", 2), ("rgb", 1), ("weights", 1), ("gradient", 1)):
+        torch.testing.assert_close(getattr(large, name), factor * getattr(small, name), msg=name)
+
+
+def test_sdf_at_points_is_what_the_rays_read() -> None:
+    field, volume = random_scene()
+    renderer = SDFRenderer(field, BOUNDS).eval()
+    origins, directions = fan()
+    out = renderer(volume, origins, directions)
+    points = origins[..., None, :] + out.edges[..., :-1, None] * directions[..., None, :]  # (1, R, S, 3)
+    torch.testing.assert_close(renderer.sdf(volume, points), out.sdf, rtol=1e-4, atol=1e-3)
+
+
+def test_rendering_is_fp32_under_autocast() -> None:
+    field, volume = random_scene()
+    renderer = SDFRenderer(field, BOUNDS).eval()
+    plain = renderer(volume, *fan())
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = renderer(volume, *fan())
+    for name in RenderOutput.__dataclass_fields__:
+        assert torch.equal(getattr(inside, name), getattr(plain, name)), name
+    half = renderer(volume.bfloat16(), *fan())
+    assert half.depth.dtype == torch.float32
+
+
+def test_gradients_are_finite_and_reach_every_parameter() -> None:
+    field, volume = random_scene()
+    renderer = SDFRenderer(field, BOUNDS).train()
+    volume.requires_grad_()
+    out = renderer(volume, *fan(30))
+    (out.rgb.sum() + out.depth.sum()).backward()
+    for name, parameter in field.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+    assert volume.grad is not None
+    assert torch.isfinite(volume.grad).all()
+
+
+def test_no_rays_and_reshaping() -> None:
+    field, volume = random_scene()
+    renderer = SDFRenderer(field, BOUNDS).eval()
+    empty = renderer(volume, torch.zeros(1, 0, 3), torch.zeros(1, 0, 3))
+    assert empty.rgb.shape == (1, 0, 3)
+    assert empty.weights.shape == (1, 0, 96)
+    out = renderer(volume, *fan(6)).reshape(1, 2, 3)
+    assert out.rgb.shape == (1, 2, 3, 3)
+    assert out.edges.shape == (1, 2, 3, 97)
+    assert out.hit.shape == (1, 2, 3)
+
+
+def test_field_names_sizes_and_start_are_those_of_the_method() -> None:
+    field = SDFField()
+    names = set(field.state_dict())
+    wanted = {"deviation_network.variance"}
+    for decoder, layers in (("sdf_decoder", 6), ("rgb_decoder", 4)):
+        for part in ("weight", "bias"):
+            wanted.add(f"{decoder}.fc_p.{part}")
+            for l in range(layers):
+                wanted |= {f"{decoder}.lin{l}.{part}", f"{decoder}.fc_c.{l}.{part}"}
+    assert names == wanted
+    assert sum(p.numel() for p in field.sdf_decoder.parameters()) == 4881
+    assert sum(p.numel() for p in field.rgb_decoder.parameters()) == 4451
+    assert field.inv_s().shape == ()
+    assert field.inv_s().item() == pytest.approx(math.exp(3.0))
+    state = field.state_dict()
+    for weights, decoder, layers in ((field.sdf_weights(), "sdf_decoder", 6), (field.rgb_weights(), "rgb_decoder", 4)):
+        order = [f"{decoder}.fc_p.weight", f"{decoder}.fc_p.bias"]
+        for l in range(layers):
+            order += [f"{decoder}.{part}.{kind}" for part in (f"lin{l}", f"fc_c.{l}") for kind in ("weight", "bias")]
+        assert [w.data_ptr() for w in weights] == [state[name].data_ptr() for name in order]
+
+
+def test_sharpness_is_clipped() -> None:
+    field = SDFField()
+    with torch.no_grad():
+        field.deviation_network.variance.fill_(5.0)
+        assert field.inv_s().item() == pytest.approx(1e6)
+        field.deviation_network.variance.fill_(-5.0)
+        assert field.inv_s().item() == pytest.approx(1e-6)
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match="bounds"):
+        SDFRenderer(SDFField(), (0, 0, 0, 1, 1, 0))
+    for options in ({"n_uniform": 0}, {"n_importance": -1}, {"near": 0.0}, {"chunk": 0}):
+        with pytest.raises(ValueError, match="SDFRenderer"):
+            SDFRenderer(SDFField(), BOUNDS, **options)
