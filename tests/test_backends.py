@@ -145,8 +145,8 @@ def test_report_names_libraries_and_ops() -> None:
 
 def test_every_variable_is_in_the_table() -> None:
     """And every MIM4D_ name that the package reads is a variable of env.py."""
-    table = env.table()
+    docs = Path(__file__).parent.parent / "docs" / "backends.md"
+    assert env.table() in docs.read_text(), f"{docs} holds another table than mim4d.env.table()"
     known = {variable.name for variable in env.VARIABLES}
-    assert all(f"`{name}`" in table for name in known)
     for source in Path(backends.__file__).parent.rglob("*.py"):
         assert set(re.findall(r"MIM4D_[A-Z_]+", source.read_text())) <= known, source

@@ -51,6 +51,7 @@ def test_every_op_has_its_rooms_in_python() -> None:
     for path in sorted((ROOT / "mim4d" / "ops").glob("[a-z]*.py")):
         assert (ROOT / "mim4d" / "reference" / path.name).exists(), path.stem
         assert (ROOT / "tests" / "ops" / f"test_{path.name}").exists(), path.stem
+        assert (ROOT / "docs" / "ops" / f"{path.stem}.md").exists(), path.stem
 
 
 def test_cmake_lists_every_source() -> None:
