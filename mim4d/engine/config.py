@@ -88,7 +88,7 @@ class TrainConfig:
     keep: int = 2
     """Newest checkpoints kept; 0 keeps all."""
     log_every: int = 1
-    """Steps between rows of metrics.jsonl and, without a terminal, between lines of output."""
+    """Steps between rows of metrics.jsonl; without a terminal, lines of output come at some of these."""
     val_clips: int = 32
     """Held-out clips, evenly spread over the held-out split, that are evaluated before and after; 0 takes all."""
     picture_stride: int = 4

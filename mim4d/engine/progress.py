@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -101,7 +102,12 @@ class Display:
 
 
 class StepDisplay:
-    """The training loop's bar, or a line every ``every`` steps: losses, rate, time left."""
+    """The training loop's bar, or now and then a line: losses, rate, time left.
+
+    Lines come at multiples of ``every`` steps, at least ``LINE_SECONDS`` apart, and at the end: a log stays readable.
+    """
+
+    LINE_SECONDS = 5.0
 
     def __init__(self, display: Display, first: int, total: int, every: int) -> None:
         self._display, self._total, self._every, self._done = display, total, every, first
@@ -109,6 +115,7 @@ class StepDisplay:
         self._bar = display._bar() if display.live else None
         self._task = self._bar.add_task("training", total=total, completed=first, note="") if self._bar else None
         self._last = time.perf_counter()
+        self._line = -math.inf  # when the last line came
 
     def __enter__(self) -> StepDisplay:
         if self._bar:
@@ -131,7 +138,8 @@ class StepDisplay:
             self._bar.update(
                 self._task, completed=self._done, note=f"{shown}  {self.rate.text()}  {self.rate.left(left)} left"
             )
-        elif self._done % self._every == 0 or left == 0:
+        elif left == 0 or (self._done % self._every == 0 and now - self._line > self.LINE_SECONDS):
+            self._line = now
             width = len(str(self._total))
             self._display.line(
                 f"step {self._done:{width}d}/{self._total}  {shown}  {self.rate.text()}  {self.rate.left(left)} left"

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from mim4d.engine.logbook import Logbook, read_rows, write_json
-from mim4d.engine.progress import Display, Rate, clock
+from mim4d.engine.progress import Display, Rate, StepDisplay, clock
 
 
 def test_rows_are_appended_and_mirrored(tmp_path):
@@ -52,6 +52,7 @@ def test_clock_and_rate():
 def test_without_a_terminal_progress_is_plain_lines(monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(StepDisplay, "LINE_SECONDS", 0.0)
     with Display().steps(0, 5, every=2) as steps:
         for step in range(5):
             steps.step({"loss": f"{step}"})
