@@ -11,7 +11,7 @@ from mim4d.world.textures import mip_level
 
 Array = NDArray[np.float32]
 
-RESOLUTION = 0.05  # metres a texel
+RESOLUTION = 1 / 16  # metres a texel
 LEVELS = 7
 
 
@@ -40,19 +40,15 @@ class Ground:
                 draw_white.polygon(points, fill=255 if colour == "white" else 96)
         soft = ImageFilter.BoxBlur(0.8)  # polygons are drawn without smooth edges
         white, yellow = white.filter(soft), yellow.filter(soft)
-        self.shape: list[tuple[int, int]] = []
-        self.start: list[int] = []
-        chain, total = [], 0
+        chain = []
         for level in range(LEVELS):
             layers = [np.asarray(im if level == 0 else im.reduce(1 << level)) for im in (white, yellow)]
-            pair = np.stack(layers, -1)  # (h, w, 2) uint8
-            self.shape.append(pair.shape[:2])
-            self.start.append(total)
-            total += pair.shape[0] * pair.shape[1]
-            chain.append(pair.reshape(-1, 2))
-        self.texels = np.concatenate(chain)  # (S, 2) uint8
-        self._heights, self._widths = (np.array(v, np.int32) for v in zip(*self.shape, strict=True))
-        self._starts = np.array(self.start, np.int32)
+            chain.append(np.stack(layers, -1))  # (h, w, 2) uint8
+        self.texels = np.concatenate([pair.reshape(-1, 2) for pair in chain])  # (S, 2) uint8
+        self._heights = np.array([len(pair) for pair in chain], np.int32)
+        self._widths = np.array([pair.shape[1] for pair in chain], np.int32)
+        ends = np.cumsum([pair.shape[0] * pair.shape[1] for pair in chain])
+        self._starts = np.concatenate([[0], ends[:-1]]).astype(np.int32)
 
     def paint(self, x: Array, y: Array, footprint: Array) -> tuple[Array, Array]:
         """Map coordinates relative to ``low`` and the size of a pixel on the ground, metres (P,) -> two (P,)."""
