@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,54 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_same_seed_same_bytes_other_seed_other_bytes(tiny: Path, tmp_path: Path) -> None:
-    first = _digest(tiny)
+@dataclass
+class Killed:
+    """What a killed run left, and what stood there after the next one."""
+
+    returncode: int
+    litter: list[str]
+    after: list[str]
+    world: Path
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    folder = tmp_path_factory.mktemp("killed")
+    code = (
+        "import os; from mim4d.world import generate\n"
+        "def stop(done, total):\n    if done == 3: os.kill(os.getpid(), 9)\n"
+        "generate('world', seconds=0.5, image_size=(32, 40), progress=stop)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, timeout=120)
+    litter = [p.name for p in folder.iterdir()]
+    busy = folder / ".world.partial-busy"  # of another run, which still lives
+    busy.mkdir()
+    handle = os.open(busy, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    generate(folder / "world", **TINY)
+    os.close(handle)
+    return Killed(done.returncode, litter, sorted(p.name for p in folder.iterdir()), folder / "world")
+
+
+def test_a_killed_run_leaves_no_world_and_the_next_one_cleans_up(killed: Killed) -> None:
+    assert killed.returncode == -9
+    assert len(killed.litter) == 1
+    assert killed.litter[0].startswith(".world.partial-")
+    assert killed.after == [".world.partial-busy", "world"]
+    assert json.loads((killed.world / "world.json").read_text())["seed"] == 0
+
+
+def test_same_seed_same_bytes(tiny: Path, tmp_path: Path) -> None:
     generate(tmp_path / "again", seed=1, **TINY)
-    assert _digest(tmp_path / "again") == first
-    generate(tmp_path / "other", seed=2, **TINY)
-    other = _digest(tmp_path / "other")
-    images = {k: v for k, v in first.items() if k.endswith(".jpg")}
-    assert images
-    assert set(images.values()).isdisjoint(other.values())
-    sweeps = {v for k, v in first.items() if k.endswith(".bin")}
-    assert sweeps.isdisjoint(other.values())
+    assert _digest(tmp_path / "again") == _digest(tiny)
+
+
+def test_other_seed_other_bytes(tiny: Path, killed: Killed) -> None:
+    first, other = _digest(tiny), _digest(killed.world)
+    for kind in (".jpg", ".bin"):
+        files = {v for k, v in first.items() if k.endswith(kind)}
+        assert files
+        assert files.isdisjoint(other.values())
 
 
 def test_train_and_validation_differ_in_streets_and_colours(tiny: Path) -> None:
@@ -90,27 +128,6 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "deep" / "world", progress=stop, **TINY)
     assert list((tmp_path / "deep").iterdir()) == []
-
-
-def test_a_killed_run_leaves_no_world_and_the_next_one_cleans_up(tmp_path: Path) -> None:
-    code = (
-        "import os; from mim4d.world import generate\n"
-        "def stop(done, total):\n    if done == 3: os.kill(os.getpid(), 9)\n"
-        "generate('world', seconds=0.5, image_size=(32, 40), progress=stop)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60)
-    assert done.returncode == -9
-    litter = [p.name for p in tmp_path.iterdir()]
-    assert len(litter) == 1
-    assert litter[0].startswith(".world.partial-")
-    busy = tmp_path / ".world.partial-busy"  # of a run that still lives
-    busy.mkdir()
-    handle = os.open(busy, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    generate(tmp_path / "world", **TINY)
-    os.close(handle)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [busy.name, "world"]
-    assert json.loads((tmp_path / "world" / "world.json").read_text())["seed"] == 0
 
 
 @pytest.mark.parametrize(
