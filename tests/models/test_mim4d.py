@@ -346,3 +346,14 @@ def test_a_few_steps_on_one_scene_lower_the_loss_and_the_depth_error() -> None:
     after = net.eval()(batch)
     assert after.loss < 0.6 * before.loss
     assert after.metrics["depth_l1_m_reconstructed"] < 0.7 * before.metrics["depth_l1_m_reconstructed"]
+
+
+@pytest.mark.slow
+def test_a_training_step_compiles_without_a_graph_break() -> None:
+    net, batch = model(mask_ratio=0.0).train(), tiny_batch()
+    torch.compiler.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.manual_seed(3)
+    wanted = net(batch)
+    torch.manual_seed(3)
+    torch.testing.assert_close(compiled(batch).loss, wanted.loss)
