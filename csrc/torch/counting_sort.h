@@ -19,7 +19,8 @@ class CountingSort {
   CountingSort(int64_t items, int64_t keys, Count&& count)
       : items_(items),
         keys_(keys),
-        chunks_(std::clamp<int64_t>(items / 1024, 1, torch::stable::get_num_threads())),
+        // a chunk has a counter for every key: no more chunks than the items are worth
+        chunks_(std::clamp<int64_t>(items / std::max<int64_t>(keys, 1024), 1, torch::stable::get_num_threads())),
         cursors_(chunks_ * keys, 0),
         start_(keys + 1) {
     for_chunks(count);
