@@ -34,6 +34,7 @@ FREE_KEYS = frozenset(
         "preset",
         "data.root",
         "data.workers",
+        "train.accumulate",  # against another number of processes: the clips per step are compared
         "train.save_every",
         "train.keep",
         "train.log_every",

@@ -147,8 +147,8 @@ def _build(
             raise UserError(f"the data under --data.root {config.data.root} are not those that {run} was trained on")
         if state["clips_per_step"] != stream.clips_per_step:
             raise UserError(
-                f"{run} takes {state['clips_per_step']} clips per step and this machine's {accelerator.num_processes} "
-                f"process(es) would take {stream.clips_per_step}: start it with as many processes as before"
+                f"{run} takes {state['clips_per_step']} clips per step; {accelerator.num_processes} process(es) with "
+                f"train.accumulate {stream.accumulate} would take {stream.clips_per_step}: change one of the two"
             )
         job.step, job.seconds, job.training_seconds = state["step"], state["seconds"], state["training_seconds"]
         display.line(f"continuing {run} at step {job.step} of {total}")
@@ -335,7 +335,8 @@ def _one_step(job: Job, step: int, batches: Iterator[ClipBatch], stop: StopReque
     passes: list[tuple[torch.Tensor, list[str]]] = []
     for part in range(train.accumulate):
         batch = next(batches).to(accelerator.device, non_blocking=True)
-        seed = mix(train.seed, step, part, accelerator.process_index)
+        # by the place in the stream, not by the process: 2 processes draw what 1 process draws in 2 passes
+        seed = mix(train.seed, step, part * accelerator.num_processes + accelerator.process_index)
         torch.manual_seed(seed)  # stochastic depth draws from torch's own generator
         last = part == train.accumulate - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):

@@ -261,6 +261,33 @@ def test_rays_can_be_held_out_instead_of_scenes(tiny, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_compute_what_one_computes_in_two_passes(tiny_world, tiny_preset, tmp_path):
+    arguments = ["pretrain", "--preset", str(tiny_preset), "--data.root", str(tiny_world), "--train.steps", "2"]
+    arguments += ["--model.drop-path", "0"]  # the one draw that torch's own generator makes on each device
+    assert main([*arguments, "--out", str(tmp_path / "one"), "--train.accumulate", "2"]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mim4d"]
+    result = subprocess.run(
+        [*torchrun, *arguments, "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    one, two = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert a["lr"] == b["lr"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert summary["environment"]["processes"] == 2
+    assert summary["val"]["before"] == pytest.approx(
+        json.loads((tmp_path / "one" / "summary.json").read_text())["val"]["before"]
+    )
+
+
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny_world, tiny_preset, tmp_path):
     run = tmp_path / "run"
     arguments = ["--preset", str(tiny_preset), "--data.root", str(tiny_world), "--out", str(run)]
