@@ -3,6 +3,11 @@
 :func:`generate` writes a data set; :func:`open_scene` gives a scene of it back as a function of time: the ground truth.
 """
 
-from mim4d.world.generator import generate, open_scene
+try:
+    from mim4d.world.generator import generate, open_scene
+except ModuleNotFoundError as e:
+    if (e.name or "").partition(".")[0] != "PIL":
+        raise
+    raise ModuleNotFoundError("the synthetic world needs pillow: pip install 'mim4d[world]'", name=e.name) from None
 
 __all__ = ["generate", "open_scene"]
