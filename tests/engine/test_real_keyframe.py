@@ -1,4 +1,4 @@
-"""The single-frame path on a real nuScenes key frame, where ``MIM4D_REAL_KEYFRAME`` names a folder with one (v1.0-mini)."""
+"""The single-frame path on a real nuScenes key frame, where ``MIM4D_REAL_KEYFRAME`` names a folder (v1.0-mini)."""
 
 from __future__ import annotations
 
