@@ -125,8 +125,8 @@ MIM4D_HD void for_listed_points(const VoxelSampleParams<T>& p, int64_t begin, in
 }
 
 template <class T>
-void count(const VoxelSampleParams<T>& p, int64_t begin, int64_t end, int64_t* count) {
-  for_listed_points(p, begin, end, [&](int64_t list, int32_t, int64_t, const Block<T>&, int) { ++count[list]; });
+void count(const VoxelSampleParams<T>& p, int64_t begin, int64_t end, int64_t* counts) {
+  for_listed_points(p, begin, end, [&](int64_t list, int32_t, int64_t, const Block<T>&, int) { ++counts[list]; });
 }
 
 template <class T>
@@ -136,10 +136,10 @@ void place(const VoxelSampleParams<T>& p, int64_t begin, int64_t end, int64_t* c
   });
 }
 
-// row += weight of the row's two voxels x gradient of the result, for every point of one list
-template <class T>
-MIM4D_HD void add_list(const VoxelSampleParams<T>& p, const PointLists<T>& lists, int64_t list, int above, int beyond,
-                       T* row) {
+// row += weight x gradient of the result, for the two voxels that each point of one list has in the row. In z and in y,
+// the row is the lower one of the list's points (0) or the upper one (1).
+template <int in_z, int in_y, class T>
+MIM4D_HD void add_list(const VoxelSampleParams<T>& p, const PointLists<T>& lists, int64_t list, T* row) {
   constexpr int64_t kAhead = 12;  // points; their gradients lie anywhere in memory
   const int64_t last = lists.start[list + 1];
   for (int64_t k = lists.start[list]; k < last; ++k) {
@@ -148,9 +148,9 @@ MIM4D_HD void add_list(const VoxelSampleParams<T>& p, const PointLists<T>& lists
     const PlacedPoint<T>& point = lists.points[k];
     T w[8];
     math::trilinear_weights(point.t[0], point.t[1], point.t[2], w);
-    const Vec<T> w0(w[4 * above + 2 * beyond]), w1(w[4 * above + 2 * beyond + 1]);
+    const Vec<T> w0(w[4 * in_z + 2 * in_y]), w1(w[4 * in_z + 2 * in_y + 1]);
     const T* grad = p.grad + point.index * p.C;
-    T* voxel = row + int64_t(point.x) * p.C;
+    T* voxel = row + point.x * p.C;
     const bool in0 = point.x >= 0, in1 = point.x + 1 < p.X;
     for_row<T>(p.C, [&](int64_t c, auto lanes) {
       const Vec<T> g = lanes.load(grad + c);
@@ -168,10 +168,10 @@ void backward_rows(const VoxelSampleParams<T>& p, const PointLists<T>& lists, in
     const int64_t z = r % p.Z, y = r / p.Z % p.Y, item = r / p.Z / p.Y;
     T* row = p.grad_volume + ((item * p.Z + z) * p.Y + y) * p.X * p.C;
     for_row<T>(p.X * p.C, [&](int64_t c, auto lanes) { lanes.store(row + c, Vec<T>(T(0))); });
-    for (int above = 0; above < 2; ++above)
-      for (int beyond = 0; beyond < 2;
-           ++beyond)  // the row is the lower or upper one of the points in the list, in z and y
-        add_list(p, lists, lists.number(p, item, z - above, y - beyond), above, beyond, row);
+    add_list<0, 0>(p, lists, lists.number(p, item, z, y), row);
+    add_list<0, 1>(p, lists, lists.number(p, item, z, y - 1), row);
+    add_list<1, 0>(p, lists, lists.number(p, item, z - 1, y), row);
+    add_list<1, 1>(p, lists, lists.number(p, item, z - 1, y - 1), row);
   }
 }
 

@@ -36,8 +36,7 @@ Tensor forward(const Tensor& volume, const Tensor& points, const VoxelSampleOpti
   });
 }
 
-// The points, sorted by the row of voxels of their lower corner; then every row of the gradient gathers what is its
-// own.
+// Points are sorted by the row of voxels of their lower corner; then every row of the gradient gathers its own.
 template <class T>
 void backward_volume(const VoxelSampleParams<T>& p) {
   const VoxelSampleCpu<T>& run = kernels<T>();
