@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.process import python
 
 from mim4d import _library, backends, env, ops
 
@@ -23,12 +21,6 @@ def op(monkeypatch: pytest.MonkeyPatch) -> str:
     refuse_odd = lambda n: f"{n} is odd" if n % 2 else None
     monkeypatch.setitem(backends._predicates, "toy", dict.fromkeys(("cpu", "cuda", "triton"), refuse_odd))
     return "toy"
-
-
-def run(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    variables = {"MIM4D_BACKEND": "", "MIM4D_SKIP": "", **variables}
-    command = [sys.executable, "-c", program]
-    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
 
 
 def test_the_best_backend_that_can_run(op: str) -> None:
@@ -65,7 +57,7 @@ def test_unknown_names_are_refused() -> None:
     wanted = r"use_backend: backend is 'gpu', wanted one of cpu, cuda, triton, reference"
     with pytest.raises(ValueError, match=wanted), ops.use_backend("gpu"):
         pass
-    done = run("import mim4d.ops", MIM4D_BACKEND="gpu")
+    done = python("import mim4d.ops", MIM4D_BACKEND="gpu")
     assert done.returncode != 0
     assert "MIM4D_BACKEND: backend is 'gpu', wanted one of" in done.stderr
 
@@ -86,13 +78,13 @@ def test_voxel_sample_says_why_a_kernel_does_not_run() -> None:
         ops.voxel_sample(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 3), mode="tricubic")
 
 
-def test_the_variable_chooses(tmp_path: Path) -> None:
+def test_the_variable_chooses() -> None:
     program = (
         "import torch; from mim4d import backends, ops\n"
         "print(backends.choose('voxel_sample', device=torch.device('cpu'), dtype=torch.float32, mode='trilinear'))"
     )
-    assert run(program, MIM4D_BACKEND="reference").stdout.strip() == "reference"
-    done = run(program, MIM4D_BACKEND="cuda")
+    assert python(program, MIM4D_BACKEND="reference").stdout.strip() == "reference"
+    done = python(program, MIM4D_BACKEND="cuda")
     assert "backend 'cuda' was asked for and cannot run: it runs on cuda tensors, not on cpu" in done.stderr
 
 
@@ -105,7 +97,7 @@ def test_nothing_loaded_still_works() -> None:
         "print(float(ops.voxel_sample(v, torch.zeros(1, 3, 3)).sum()), float(v.grad.sum()))\n"
         "print(backends.report())"
     )
-    done = run(program, MIM4D_SKIP="ops_cpu,ops_cuda")
+    done = python(program, MIM4D_SKIP="ops_cpu,ops_cuda")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("6.0 6.0\n")
     assert "ops_cpu: switched off by MIM4D_SKIP" in done.stdout

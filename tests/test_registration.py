@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 
 import pytest
 import torch
+from helpers.process import python
 
 from mim4d import _library, backends, ops
 from mim4d.ops._modes import MODES, PADDING
@@ -114,5 +113,5 @@ def test_importing_the_ops_needs_torch_and_numpy_alone() -> None:
         "extras = {'timm', 'nuscenes', 'accelerate', 'tyro', 'rich', 'PIL', 'matplotlib', 'embreex', 'torchvision'}\n"
         "print(sorted(extras & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = python(program)
     assert done.stdout.strip() == "[]"

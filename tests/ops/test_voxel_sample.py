@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.cases import RUNS, generator, points, running, volume
+from helpers.process import python
 from helpers.tolerances import assert_close
 from torch import Tensor
 
@@ -431,8 +429,7 @@ print(json.dumps([module.cpu_isa(), worst]))
 """
     ran = []
     for level in ("base", "avx2", "avx512"):
-        env = dict(os.environ, MIM4D_CPU_ISA=level, MIM4D_BACKEND="cpu")
-        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+        done = python(program, MIM4D_CPU_ISA=level, MIM4D_BACKEND="cpu")
         assert done.returncode == 0, done.stderr
         isa, worst = json.loads(done.stdout)
         ran.append(isa)
