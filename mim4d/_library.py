@@ -67,6 +67,8 @@ def _refuse(op: str) -> Callable[..., Any]:
 
 def load() -> None:
     """Load the native libraries. To be called once, after the last :func:`define`."""
+    if env.CPU_ISA.get() not in ("", "base", "avx2", "avx512"):
+        raise ValueError(f"{env.CPU_ISA.name} is {env.CPU_ISA.get()!r}, wanted base, avx2 or avx512")
     for name, _ in KEYS.values():
         path = _ROOT / f"{name}.so"
         if name in env.SKIP.get().split(","):

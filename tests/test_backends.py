@@ -60,6 +60,9 @@ def test_unknown_names_are_refused() -> None:
     done = python("import mim4d.ops", MIM4D_BACKEND="gpu")
     assert done.returncode != 0
     assert "MIM4D_BACKEND: backend is 'gpu', wanted one of" in done.stderr
+    done = python("import mim4d.ops", MIM4D_CPU_ISA="avx")
+    assert done.returncode != 0
+    assert "MIM4D_CPU_ISA is 'avx', wanted base, avx2 or avx512" in done.stderr
 
 
 def test_use_backend_ends_with_an_exception() -> None:

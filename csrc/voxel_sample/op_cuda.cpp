@@ -1,29 +1,13 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <tuple>
 #include <vector>
 
+#include "torch/cuda.h"
 #include "torch/stable.h"
-#include "torch/stream.h"
 #include "voxel_sample/cuda.h"
 #include "voxel_sample/op.h"
 
 namespace mim4d {
 namespace {
-
-// f.operator()<S, T>(): the volume's dtype, and that of points and arithmetic
-template <class F>
-decltype(auto) dispatch_volume(const char* op, ScalarType dtype, F&& f) {
-  if (dtype == ScalarType::Half) return f.template operator()<__half, float>();
-  if (dtype == ScalarType::BFloat16) return f.template operator()<__nv_bfloat16, float>();
-  return dispatch_floating(op, dtype, [&]<class T>() { return f.template operator()<T, T>(); });
-}
-
-cudaStream_t stream_of(const Tensor& t) { return static_cast<cudaStream_t>(current_cuda_stream(t.get_device_index())); }
-
-void check(cudaError_t status, const char* op) {
-  STD_TORCH_CHECK(status == cudaSuccess, "mim4d::", op, ": ", cudaGetErrorString(status));
-}
 
 Tensor channels_last(const Tensor& volume) {
   return is_channels_last(volume) ? volume : torch::stable::contiguous(volume, MemoryFormat::ChannelsLast3d);
@@ -35,10 +19,10 @@ Tensor voxel_sample_cuda(const Tensor& volume, const Tensor& points, int64_t mod
   const torch::stable::accelerator::DeviceGuard guard(volume.get_device_index());
   const Tensor voxels = channels_last(volume), coordinates = torch::stable::contiguous(points);
   const Tensor out = torch::stable::new_empty(volume, voxel_sample_shape(volume, points));
-  dispatch_volume("voxel_sample", volume.scalar_type(), [&]<class S, class T>() {
+  dispatch_storage("voxel_sample", volume.scalar_type(), [&]<class S, class T>() {
     auto p = voxel_sample_params<S, T>(volume, points, options);
     p.volume = data<S>(voxels), p.points = data<T>(coordinates), p.out = mutable_data<S>(out);
-    check(launch_voxel_sample_forward(p, stream_of(volume)), "voxel_sample");
+    check_launch("voxel_sample", launch_voxel_sample_forward(p, current_stream(volume)));
   });
   return out;
 }
@@ -56,12 +40,12 @@ std::tuple<Tensor, Tensor> voxel_sample_backward_cuda(const Tensor& grad, const 
   Tensor grad_volume = mask[0] ? empty_channels_last(volume, points.scalar_type()) : not_wanted(volume);
   const Tensor grad_points = mask[1] ? torch::stable::new_empty(points, points.sizes()) : not_wanted(points);
   if (mask[0]) torch::stable::zero_(grad_volume);
-  dispatch_volume("voxel_sample_backward", volume.scalar_type(), [&]<class S, class T>() {
+  dispatch_storage("voxel_sample_backward", volume.scalar_type(), [&]<class S, class T>() {
     auto p = voxel_sample_params<S, T>(volume, points, options);
     p.volume = data<S>(voxels), p.points = data<T>(coordinates), p.grad = data<S>(cotangent);
     p.grad_volume = mask[0] ? mutable_data<T>(grad_volume) : nullptr;
     p.grad_points = mask[1] ? mutable_data<T>(grad_points) : nullptr;
-    check(launch_voxel_sample_backward(p, stream_of(volume)), "voxel_sample_backward");
+    check_launch("voxel_sample_backward", launch_voxel_sample_backward(p, current_stream(volume)));
   });
   return {torch::stable::to(grad_volume, volume.scalar_type()), grad_points};
 }
