@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ._autograd import vjp
 from ._rows import combine, dot, narrow
-from .voxel_sample import BICUBIC, BORDER, SMOOTHSTEP, TRICUBIC, Taps, _axis, _product
+from .voxel_sample import BICUBIC, BORDER, SMOOTHSTEP, TRICUBIC, Taps, axis_taps, tap_product
 
 BETA = 100.0  # of the SDF decoder's softplus
 _LINEAR = 80.0  # softplus(y) = y beyond this: e^-80 is nothing even in fp64, and e^80 is finite even in fp32
@@ -186,7 +186,7 @@ class _Place(NamedTuple):
 
     def features(self) -> Tensor:
         """(P, C)"""
-        return combine(self.rows, self.cells, _product(*(t.weight for t in self.taps)))
+        return combine(self.rows, self.cells, tap_product(*(t.weight for t in self.taps)))
 
     def pull(self, q: Tensor) -> Tensor:
         """q (P, C), a derivative with respect to the features -> (3, P) with respect to the points."""
@@ -194,7 +194,7 @@ class _Place(NamedTuple):
         parts = []
         for axis in range(3):
             factors = [t.slope if i == axis else t.weight for i, t in enumerate(self.taps)]
-            parts.append((_product(*factors) * along).sum(-1) * self.scale[axis])
+            parts.append((tap_product(*factors) * along).sum(-1) * self.scale[axis])
         return torch.stack(parts)
 
 
@@ -208,7 +208,7 @@ def _locate(
     for axis, size in enumerate(reversed(sizes)):
         u = (points[axis] - aabb[axis]) * scale[axis] - 1  # (P,)
         cubic = mode == TRICUBIC or (mode == BICUBIC and axis < 2)
-        tap = _axis(u, size, cubic, mode == SMOOTHSTEP, padding_mode == BORDER, align_corners)
+        tap = axis_taps(u, size, cubic, mode == SMOOTHSTEP, padding_mode == BORDER, align_corners)
         weight, slope = (torch.where(tap.inside, t, 0.0) for t in (tap.weight, tap.slope))
         taps.append(tap._replace(weight=weight, slope=slope))
     x, y, z = taps
@@ -216,7 +216,7 @@ def _locate(
     P = points.shape[1]
     item = torch.arange(B, device=volume.device).unsqueeze(1).expand(B, P // max(B, 1)).reshape(-1, 1)  # (P, 1)
     column = ((item * Z + z.cell).unsqueeze(2) * Y + y.cell.unsqueeze(1)).flatten(1)  # (P, Kz*Ky)
-    index = (column.unsqueeze(2) * X + x.cell.unsqueeze(1)).flatten(1)  # (P, K) as _product
+    index = (column.unsqueeze(2) * X + x.cell.unsqueeze(1)).flatten(1)  # (P, K) as tap_product
     rows = volume.permute(0, 2, 3, 4, 1).flatten(0, 3).to(points.dtype).contiguous()
     return _Place(rows, narrow(index, rows.shape[0]), (x, y, z), scale)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._autograd import vjp
 from ._rows import combine, narrow
-from .voxel_sample import Taps, _axis, _product
+from .voxel_sample import Taps, axis_taps, tap_product
 
 
 def voxel_pull(features: Sequence[Tensor], depth_probs: Sequence[Tensor], uvd: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def voxel_pull(features: Sequence[Tensor], depth_probs: Sequence[Tensor], uvd: T
             voxel = ((camera * D + z.cell).unsqueeze(2) * H + y.cell.unsqueeze(1)).flatten(1)  # (P, 4) z, y
             voxel = (voxel.unsqueeze(2) * W + x.cell.unsqueeze(1)).flatten(1)  # (P, 8) z, y, x
             column = probs.flatten().unsqueeze(1).to(uvd.dtype)  # (B*N*D*H*W, 1)
-            belief = combine(column, narrow(voxel, len(column)), _product(x.weight, y.weight, z.weight))  # (P, 1)
+            belief = combine(column, narrow(voxel, len(column)), tap_product(x.weight, y.weight, z.weight))  # (P, 1)
             weight = (y.weight.unsqueeze(2) * x.weight.unsqueeze(1)).flatten(1) * belief  # (P, 4)
             weight = torch.where(seen.unsqueeze(-1), weight, 0.0)
             rows = image.permute(0, 1, 3, 4, 2).flatten(0, 3).to(uvd.dtype).contiguous()  # (B*N*H*W, C)
@@ -55,5 +55,5 @@ def voxel_pull_backward(
 
 def _taps(coordinate: Tensor, size: int) -> Taps:
     """Linear taps of one axis; those outside weigh 0."""
-    taps = _axis(coordinate, size, cubic=False, smooth=False, border=False, align_corners=False)
+    taps = axis_taps(coordinate, size, cubic=False, smooth=False, border=False, align_corners=False)
     return taps._replace(weight=torch.where(taps.inside, taps.weight, 0.0))

@@ -44,7 +44,7 @@ def voxel_sample(volume: Tensor, points: Tensor, mode: int, padding_mode: int, a
     with torch.autocast(volume.device.type, enabled=False):
         lost, rows, taps = _stencil(volume, points, mode, padding_mode, align_corners)
         values = _gather(volume, rows, taps)  # (P, K, C)
-        weight = _product(*(t.weight for t in taps))  # (P, K)
+        weight = tap_product(*(t.weight for t in taps))  # (P, K)
         out = (weight.unsqueeze(-1) * values).sum(1)  # (P, C)
         out = torch.where(lost.unsqueeze(-1), torch.nan, out)
     return out.to(volume.dtype).reshape(*points.shape[:-1], volume.shape[1])
@@ -60,10 +60,10 @@ def voxel_sample_with_grad(
         values = _gather(volume, rows, taps)  # (P, K, C)
         x, y, z = taps
         columns = [
-            _product(x.weight, y.weight, z.weight),
-            _product(x.slope, y.weight, z.weight),
-            _product(x.weight, y.slope, z.weight),
-            _product(x.weight, y.weight, z.slope),
+            tap_product(x.weight, y.weight, z.weight),
+            tap_product(x.slope, y.weight, z.weight),
+            tap_product(x.weight, y.slope, z.weight),
+            tap_product(x.weight, y.weight, z.slope),
         ]
         out = torch.stack([(w.unsqueeze(-1) * values).sum(1) for w in columns], -1)  # (P, C, 4)
         out = torch.where(lost[:, None, None], torch.nan, out)
@@ -132,13 +132,13 @@ def _stencil(
     sizes = volume.shape[:1:-1]  # X, Y, Z
     cubic = (mode in (BICUBIC, TRICUBIC), mode in (BICUBIC, TRICUBIC), mode == TRICUBIC)
     x, y, z = (
-        _axis(flat[:, d], sizes[d], cubic[d], mode == SMOOTHSTEP, padding_mode == BORDER, align_corners)
+        axis_taps(flat[:, d], sizes[d], cubic[d], mode == SMOOTHSTEP, padding_mode == BORDER, align_corners)
         for d in range(3)
     )
     return lost, rows, (x, y, z)
 
 
-def _axis(coordinate: Tensor, size: int, cubic: bool, smooth: bool, border: bool, align_corners: bool) -> Taps:
+def axis_taps(coordinate: Tensor, size: int, cubic: bool, smooth: bool, border: bool, align_corners: bool) -> Taps:
     """Taps of one axis. coordinate (P,) in [-1, 1], as in ``torch.nn.functional.grid_sample``."""
     scale = 0.5 * (size - 1) if align_corners else 0.5 * size  # d position / d coordinate
     position = (coordinate + 1) * scale - (0.0 if align_corners else 0.5)  # (P,)
@@ -182,7 +182,7 @@ def _channels_last(grad: Tensor) -> Tensor:
     return grad.contiguous(memory_format=torch.channels_last_3d) if grad.dim() == 5 else grad
 
 
-def _product(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+def tap_product(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     """(P,Kx), (P,Ky), (P,Kz) -> (P, Kz*Ky*Kx): the taps of the volume are the product of the taps of the axes."""
     return (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).flatten(1)
 
