@@ -34,8 +34,7 @@ help:
 $(call stamp,$(V),$(TORCH)):
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit("mim4d: Python %d.%d found, 3.10 to 3.12 wanted; choose one with PYTHON=python3.12" % v)'
 	test -x $(V)/bin/python || $(PYTHON) -m venv $(V)
-	$(V)/bin/python -m pip install --quiet --upgrade pip
-	$(V)/bin/python -m pip install '$(TORCH)' $(BUILD_REQUIRES)
+	$(V)/bin/python -m pip install '$(TORCH)' $(BUILD_REQUIRES) 'numpy<2'  # nuscenes-devkit's bound; the core takes 2.x
 	$(V)/bin/python -m pip list --format=freeze | grep '^torch==' > $(V)/constraints.txt  # no extra may replace it
 	rm -f $(V)/.torch-* && touch $@
 
@@ -60,7 +59,6 @@ test: setup
 
 $(call stamp,$(CORE),$(CORE_TORCH)):
 	test -x $(CORE)/bin/python || $(PYTHON) -m venv $(CORE)
-	$(CORE)/bin/python -m pip install --quiet --upgrade pip
 	$(CORE)/bin/python -m pip install '$(CORE_TORCH)' $(BUILD_REQUIRES) numpy pytest
 	rm -f $(CORE)/.torch-* && touch $@
 
