@@ -68,7 +68,7 @@ $(CORE)/.installed: $(CORE_SOURCES) $(call stamp,$(CORE),$(CORE_TORCH))
 	touch $@
 
 test-core: $(CORE)/.installed
-	$(CORE)/bin/pytest --import-mode=importlib $(CORE_TESTS) $(ARGS)
+	$(CORE)/bin/pytest $(CORE_TESTS) $(ARGS)
 
 lint: setup
 	$(V)/bin/ruff check .

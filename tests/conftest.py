@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))  # for helpers/, whatever the import mode
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake_run import write_run
+from helpers.fake_run import write_run
 
 
 @pytest.fixture(scope="session")

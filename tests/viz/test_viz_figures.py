@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from fake_run import BOUNDS, CAMERAS, renders, write_run
+from helpers.fake_run import BOUNDS, CAMERAS, renders, write_run
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 from PIL import Image

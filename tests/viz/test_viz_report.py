@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_run import CONFIG, write_run
+from helpers.fake_run import CONFIG, write_run
 from PIL import Image
 
 from mim4d.errors import UserError

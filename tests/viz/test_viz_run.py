@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from fake_run import CONFIG, renders, write_run
+from helpers.fake_run import CONFIG, renders, write_run
 
 from mim4d.errors import UserError
 from mim4d.viz.run import load_metrics, load_renders, load_run, read_settings, scores

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world_truth import SECONDS, SEED, SIZE, Truth
+from helpers.world_truth import SECONDS, SEED, SIZE, Truth
 
 from mim4d.world import generate, open_scene
 

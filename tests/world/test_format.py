@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.world_truth import SECONDS, SIZE, Truth
 from nuscenes.map_expansion import arcline_path_utils
 from nuscenes.map_expansion.map_api import NuScenesMap
 from nuscenes.utils import splits
 from PIL import Image
-from world_truth import SECONDS, SIZE, Truth
 
 from mim4d.world.generator import MINI_TRAIN, MINI_VAL, scene_names
 from mim4d.world.sensors import CAMERAS

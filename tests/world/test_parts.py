@@ -70,8 +70,8 @@ def test_speed_is_the_derivative_of_length() -> None:
 
 @given(ANGLE, ANGLE, ANGLE)
 def test_quaternion_turns_as_its_matrix(a: float, b: float, c: float) -> None:
+    from helpers.world_truth import quaternion_matrix
     from pyquaternion import Quaternion
-    from world_truth import quaternion_matrix
 
     rx = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
     ry = np.array([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.world_truth import SEED, Truth, quaternion_matrix
 from PIL import Image
-from world_truth import SEED, Truth, quaternion_matrix
 
 from mim4d.world.actors import EGO_CENTRE, EGO_HALF
 from mim4d.world.geometry import boxes_overlap, yaw_matrix
