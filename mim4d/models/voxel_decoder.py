@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from mim4d import ops
 from mim4d.nn import TemporalDeformAttn, VoxelGrid, compose, invert_rigid, transform_points
 
-from .image_encoder import group_norm
+from .voxel_encoder import volume_norm
 
 
 def warp_to_target(volume: Tensor, frame_from_target: Tensor, grid: VoxelGrid) -> tuple[Tensor, Tensor]:
@@ -199,7 +199,7 @@ class VoxelDecoder(nn.Module):
             self.reduce, self.reduce_norm = nn.Linear(width, long_dim), nn.LayerNorm(long_dim)
         self.fuse = nn.Conv2d(short_dim + long_dim, channels * z, 3, padding=1, bias=False)
         # As the voxel encoder ends: one renderer reads both volumes, so they should be distributed alike.
-        self.norm = group_norm(channels)
+        self.norm = volume_norm(channels)
 
     def forward(
         self, volume: Tensor, key_from_frame: Tensor, offsets: Tensor, valid: Tensor, targets: Tensor

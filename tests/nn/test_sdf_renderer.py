@@ -177,7 +177,8 @@ def test_chunks_change_nothing(training: bool) -> None:
     whole = SDFRenderer(field, BOUNDS).train(training)(volume, origins, directions, jitter=jitter)
     parts = SDFRenderer(field, BOUNDS, chunk=4).train(training)(volume, origins, directions, jitter=jitter)
     for name in RenderOutput.__dataclass_fields__:
-        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), msg=name)
+        # Not to the bit: a matrix product of another size may round otherwise.
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-3, msg=name)
 
 
 def test_jitter_is_drawn_in_training_only() -> None:
