@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mim4d.engine.signals import StopRequest, TrainingFailed
 from mim4d.errors import UserError
 
 
@@ -112,8 +113,10 @@ class CollateOrFault:
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches the whole foreground group; the loop wants to finish its step with its workers alive.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole foreground group, and a scheduler's SIGTERM often too; the loop wants to finish its step
+    # with its workers alive. They end when the loop closes their queue, or when it is gone.
+    for number in StopRequest.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def load_batches(
@@ -125,7 +128,7 @@ def load_batches(
 ) -> Iterator[Any]:
     """Batches of the clips named by ``entries``, in order, read ahead by ``workers`` processes (0: here).
 
-    Raises :class:`UserError` as the clips raise it.
+    Raises :class:`UserError` as the clips raise it, and :class:`TrainingFailed` when a process dies.
     """
     loader = DataLoader(
         EpochItems(clips),
@@ -135,10 +138,18 @@ def load_batches(
         pin_memory=pin,
         worker_init_fn=_start_worker,
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise TrainingFailed(
+            f"a process that loads clips died: {reason} (out of memory, or /dev/shm too small: try fewer data.workers)"
+        ) from None
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mim4d.engine.batches import StepSampler, Stream, epoch_order, load_batches, mix, spread, stream_entry
+from mim4d.engine.signals import TrainingFailed
 from mim4d.errors import UserError
 
 
@@ -69,6 +73,22 @@ def test_a_fault_in_the_data_comes_out_as_it_was(workers):
     with pytest.raises(UserError) as caught:
         next(batches)
     assert str(caught.value) == "missing image file: x.jpg"
+
+
+class DeadlyClips:
+    """Reading the second clip kills the process, as running out of memory does."""
+
+    def load(self, index: int, epoch: int) -> torch.Tensor:
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.tensor(index)
+
+
+def test_a_dead_worker_is_one_line():
+    batches = load_batches(DeadlyClips(), [[(0, 0)], [(0, 1)]], torch.stack, 1, pin=False)
+    with pytest.raises(TrainingFailed, match=r"a process that loads clips died: .*fewer data.workers") as caught:
+        list(batches)
+    assert "\n" not in str(caught.value)
 
 
 def test_mix_is_fixed_and_spreads():

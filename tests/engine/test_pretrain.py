@@ -288,7 +288,8 @@ def test_two_processes_compute_what_one_computes_in_two_passes(tiny_world, tiny_
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(tiny_world, tiny_preset, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(number, tiny_world, tiny_preset, tmp_path):
     run = tmp_path / "run"
     arguments = ["--preset", str(tiny_preset), "--data.root", str(tiny_world), "--out", str(run)]
     process = subprocess.Popen(
@@ -303,9 +304,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_world, tiny_preset, tmp_path):
     deadline = time.monotonic() + 240
     while len(read_rows(run / "metrics.jsonl")) < 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # the whole group, as a terminal does: the loading worker gets it too
+    os.killpg(process.pid, number)  # the whole group, as a terminal does: the loading worker gets it too
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + number, errors
     assert errors.strip().splitlines()[-1].startswith("mim4d: stopped after step ")
     assert f"go on with: mim4d pretrain --out {run}" in errors
     assert "Traceback" not in errors
