@@ -142,10 +142,8 @@ class Output:
     """Result of one forward pass. Sizes (B, K, N, R) are clips, targets, cameras, rays per camera."""
 
     loss: Tensor  # 0-dim, the sum of the losses
-    losses: dict[str, Tensor]  # weighted, 0-dim: rgb_direct, depth_direct, rgb_reconstructed, depth_reconstructed
-    metrics: dict[
-        str, Tensor
-    ]  # 0-dim: rgb_l1_direct, depth_l1_m_direct, rgb_l1_reconstructed, depth_l1_m_reconstructed
+    losses: dict[str, Tensor]  # 0-dim, weighted: rgb_PATH and depth_PATH, PATH being direct or reconstructed
+    metrics: dict[str, Tensor]  # 0-dim: rgb_l1_PATH (colours in [0, 1]) and depth_l1_m_PATH (metres, LiDAR rays)
     direct: RenderOutput | None  # sizes (B, K, N, R)
     reconstructed: RenderOutput | None  # sizes (B, K, N, R)
     reconstructed_valid: Tensor  # (B, K) bool: the target exists and another frame was there to rebuild it from
@@ -220,7 +218,7 @@ class MIM4D(nn.Module):
         config = self.config
         b, t, n, _, h, w = batch.images.shape
         device = batch.images.device
-        mask = _content_mask(batch)
+        mask = _content_mask(batch.images, batch.content) & batch.valid[:, :, None, None, None]
         if config.mask_ratio > 0:
             drawn = block_mask(
                 (b, t, n), (h, w), block=config.mask_block, ratio=config.mask_ratio, generator=generator, device=device
@@ -252,12 +250,15 @@ class MIM4D(nn.Module):
             intrinsics: (B, T, N, 3, 3), pixels.
             frame_from_cam: (B, T, N, 4, 4).
             mask: (B, T, N, H, W) bool, True = visible; None: all of it.
-            content: (H, W) without padding; what the padding shows is not lifted.
+            content: (H, W) without padding, which is hidden where there is no mask, and never lifted. None: no padding.
 
         Returns:
             V (B, T, C, Z, Y, X), fp32 or the autocast dtype.
         """
         leading = images.shape[:3]
+        size = (images.shape[-2], images.shape[-1])
+        if mask is None and content is not None and tuple(content) != size:
+            mask = _content_mask(images, content)
         visible = None if mask is None else mask.flatten(0, 2)
         features, depth_probs, covered = self.image_encoder(images.flatten(0, 2), visible)
         lifted = self.view_transform(
@@ -266,7 +267,7 @@ class MIM4D(nn.Module):
             intrinsics,
             frame_from_cam,
             covered,
-            content or (images.shape[-2], images.shape[-1]),
+            content or size,
         )
         return self.voxel_encoder(lifted)
 
@@ -307,12 +308,11 @@ class MIM4D(nn.Module):
             An :class:`Output`. Paths that are off, and the reconstruction of single-frame clips, are absent from it.
         """
         config = self.config
-        content_only = batch.content != tuple(batch.images.shape[-2:])
         mask: Tensor | None = None
         if self.training:
             mask = self.draw_mask(batch, generator)
-        elif content_only:
-            mask = _content_mask(batch)
+        elif tuple(batch.content) != tuple(batch.images.shape[-2:]):
+            mask = _content_mask(batch.images, batch.content)
         volume = self.encode(batch.images, batch.intrinsics, batch.frame_from_cam, mask, batch.content)
 
         b, t = batch.offsets.shape
@@ -356,13 +356,12 @@ class MIM4D(nn.Module):
         metrics[f"rgb_l1_{path}"], metrics[f"depth_l1_m_{path}"] = loss.rgb_l1, loss.depth_l1_m
 
 
-def _content_mask(batch: ClipBatch) -> Tensor:
-    """(B, T, N, H, W) bool: valid frames without their padding."""
-    b, t, n, _, h, w = batch.images.shape
-    device = batch.images.device
-    rows = torch.arange(h, device=device) < batch.content[0]
-    columns = torch.arange(w, device=device) < batch.content[1]
-    return (batch.valid[:, :, None, None, None] & (rows[:, None] & columns)).expand(b, t, n, h, w)
+def _content_mask(images: Tensor, content: tuple[int, int]) -> Tensor:
+    """(B, T, N, H, W) bool: images (B, T, N, 3, H, W) without the padding around their content (H, W)."""
+    b, t, n, _, h, w = images.shape
+    rows = torch.arange(h, device=images.device) < content[0]
+    columns = torch.arange(w, device=images.device) < content[1]
+    return (rows[:, None] & columns).expand(b, t, n, h, w)
 
 
 def build_model(config: ModelConfig) -> MIM4D:

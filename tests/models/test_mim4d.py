@@ -230,6 +230,10 @@ def test_padding_is_never_seen_and_never_lifted() -> None:
     filled.images[..., 24:, :] = 0.8
     filled.images[..., 50:] = 0.3
     assert torch.equal(net(filled).loss, out.loss)
+    calibration = batch.intrinsics, batch.frame_from_cam
+    volume = net.encode(batch.images, *calibration, content=batch.content)
+    assert torch.equal(net.encode(filled.images, *calibration, content=batch.content), volume)
+    assert not torch.equal(net.encode(filled.images, *calibration), volume)
 
 
 def test_local_mask_hides_ray_cells_in_target_frames_only() -> None:
