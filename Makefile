@@ -5,6 +5,9 @@ TORCH ?= torch
 WORLD ?= runs/world
 RUN ?= runs/demo
 ARGS ?=
+# One test process per core, one thread each: threads of one core's share would wait for each other.
+JOBS ?= $(shell nproc)
+PYTEST := -n $(JOBS) --dist loadfile
 
 V := .venv
 # The oldest supported torch has a venv of its own; TORCH=... on the command line or in the environment replaces it.
@@ -55,11 +58,11 @@ demo: setup
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 test: setup
-	$(V)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(V)/bin/python -m pytest $(PYTEST) $(ARGS)
 
 $(call stamp,$(CORE),$(CORE_TORCH)):
 	test -x $(CORE)/bin/python || $(PYTHON) -m venv $(CORE)
-	$(CORE)/bin/python -m pip install '$(CORE_TORCH)' $(BUILD_REQUIRES) numpy pytest
+	$(CORE)/bin/python -m pip install '$(CORE_TORCH)' $(BUILD_REQUIRES) numpy pytest pytest-xdist
 	rm -f $(CORE)/.torch-* && touch $@
 
 # Not editable: what is tested is the built wheel, beside (not over) the libraries that `make setup` built in place.
@@ -68,7 +71,7 @@ $(CORE)/.installed: $(CORE_SOURCES) $(call stamp,$(CORE),$(CORE_TORCH))
 	touch $@
 
 test-core: $(CORE)/.installed
-	$(CORE)/bin/pytest $(CORE_TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 $(CORE)/bin/pytest $(PYTEST) $(CORE_TESTS) $(ARGS)
 
 lint: setup
 	$(V)/bin/ruff check .
