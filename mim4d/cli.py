@@ -13,8 +13,7 @@ from collections.abc import Sequence
 
 from mim4d import __version__, env
 from mim4d.engine.signals import Interrupted, TrainingFailed
-from mim4d.engine.suggest import did_you_mean
-from mim4d.errors import UserError
+from mim4d.errors import UserError, did_you_mean
 
 COMMANDS = {
     "pretrain": "learn a 3D volume from multi-view video; continues a run that is there",

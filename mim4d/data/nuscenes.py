@@ -32,7 +32,7 @@ from mim4d.data.frames import (
     rigid,
     rotation_matrix,
 )
-from mim4d.errors import UserError
+from mim4d.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
@@ -119,7 +119,7 @@ def clips_of_split(
     known = {row["channel"] for row in tables.sensor if row["modality"] == "camera"}
     for camera in cameras:
         if camera not in known:
-            raise UserError(f"no camera {camera!r} in {root}{verify.did_you_mean(camera, known)} (--data.cameras)")
+            raise UserError(f"no camera {camera!r} in {root}{did_you_mean(camera, known)} (--data.cameras)")
     names = set(_scenes_of_split(tables, split))
     scenes = [scene for scene in tables.scene if scene["name"] in names]
     if not scenes:
@@ -179,7 +179,7 @@ def _scenes_of_split(tables: NuScenes, split: str) -> list[str]:
         except (ValueError, TypeError) as error:
             raise UserError(f"broken table: {custom} is not a JSON object of scene lists ({error})") from None
     if split not in splits:
-        raise UserError(f"no split {split!r}{verify.did_you_mean(split, splits)} (known: {', '.join(sorted(splits))})")
+        raise UserError(f"no split {split!r}{did_you_mean(split, splits)} (known: {', '.join(sorted(splits))})")
     return splits[split]
 
 

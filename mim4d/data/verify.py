@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
 
 from mim4d.data.frames import ClipRecord
@@ -43,12 +42,6 @@ _COLUMNS: dict[str, dict[str, str]] = {
     "sample_annotation": {"token": "", "sample_token": "sample", "instance_token": "instance"},
     "map": {"token": "", "log_tokens": "", "filename": ""},
 }  # fmt: skip
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the closest known name, or an empty string."""
-    close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def check_root(root: str | os.PathLike[str], version: str) -> Path:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from mim4d.errors import UserError
+from mim4d.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -99,8 +99,6 @@ def _options(kind: type, default: Any) -> set[str]:
 
 
 def _near(option: str, options: set[str]) -> str:
-    from mim4d.engine.suggest import did_you_mean
-
     return did_you_mean(option, [f"--{name.replace('_', '-')}" for name in options])
 
 

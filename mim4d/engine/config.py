@@ -19,8 +19,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from mim4d.data.clips import DataConfig
-from mim4d.engine.suggest import did_you_mean
-from mim4d.errors import UserError
+from mim4d.errors import UserError, did_you_mean
 from mim4d.models.mim4d import ModelConfig
 
 T = TypeVar("T")

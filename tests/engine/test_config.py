@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from mim4d.engine import config as configs
-from mim4d.engine.suggest import did_you_mean
-from mim4d.errors import UserError
+from mim4d.errors import UserError, did_you_mean
 
 
 def test_what_is_written_is_read_again(tmp_path):
