@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,36 +13,43 @@ from mim4d import ops
 from .geometry import VoxelGrid, transform_points, unproject
 
 
-def _unchanged(old: Tensor, version: int, new: Tensor) -> bool:
-    """The same memory seen the same way, not written to since (views share their base's version counter)."""
-    return (
-        new.data_ptr() == old.data_ptr()
-        and new.shape == old.shape
-        and new.stride() == old.stride()
-        and new.dtype == old.dtype
-        and new._version == version
-    )
-
-
 @dataclass(frozen=True)
 class _Cached:
-    """A pooling index and the calibration it was built from, held so that its memory goes to no other tensor."""
+    """A pooling index and the calibration it was built from.
 
-    calibration: tuple[Tensor, Tensor]
-    versions: tuple[int, int]
+    On a CPU a copy of the calibration, compared by value: that is right however its memory is written to, and costs
+    nothing beside the index. On a GPU comparing values would synchronise, so the very tensors are kept (their memory
+    goes to no other tensor) with their version counters, which every write through torch moves.
+    """
+
+    calibration: tuple[Tensor, ...]
+    versions: tuple[int, ...]
     sizes: tuple[int, ...]
     index: ops.PoolIndex
 
-    def fits(self, calibration: tuple[Tensor, Tensor], sizes: tuple[int, ...]) -> bool:
-        for old, version, new in zip(self.calibration, self.versions, calibration, strict=True):
-            if new.device != old.device or new.is_inference() or old._version != version:
-                return False
-            if _unchanged(old, version, new):
-                continue
-            # Comparing values reads them on the host: free on a CPU, a synchronisation on a GPU.
-            if new.device.type != "cpu" or not torch.equal(old, new):
-                return False
-        return sizes == self.sizes
+    @staticmethod
+    def of(calibration: tuple[Tensor, ...], sizes: tuple[int, ...], index: ops.PoolIndex) -> _Cached | None:
+        """None where nobody could tell that the calibration was written to: GPU tensors of inference mode."""
+        if calibration[0].device.type == "cpu":
+            return _Cached(tuple(t.detach().clone() for t in calibration), (), sizes, index)
+        if any(t.is_inference() for t in calibration):
+            return None
+        return _Cached(tuple(t.detach() for t in calibration), tuple(t._version for t in calibration), sizes, index)
+
+    def fits(self, calibration: tuple[Tensor, ...], sizes: tuple[int, ...]) -> bool:
+        pairs = list(zip(self.calibration, calibration, strict=True))
+        if sizes != self.sizes or any(old.device != new.device or old.dtype != new.dtype for old, new in pairs):
+            return False
+        if not self.versions:
+            return all(torch.equal(old, new) for old, new in pairs)
+        return all(
+            not new.is_inference()
+            and new.data_ptr() == old.data_ptr()
+            and new.shape == old.shape
+            and new.stride() == old.stride()
+            and new._version == version
+            for (old, new), version in zip(pairs, self.versions, strict=True)
+        )
 
 
 class LiftSplat(nn.Module):
@@ -52,8 +60,8 @@ class LiftSplat(nn.Module):
     also under autocast. No parameters.
 
     The sorted index of which pixel-bin falls in which voxel (:func:`mim4d.ops.build_pool_index`) is kept as long as
-    calibration stands still: the same memory, unwritten, or on the CPU equal values. On a GPU values are not compared,
-    since that would synchronise: pass the same tensors again to profit. Nothing is kept under ``torch.compile``.
+    calibration stands still: on the CPU equal values; on a GPU, where comparing values would synchronise, the same
+    tensors, not written to through torch since. Nothing is kept under ``torch.compile``, and nothing travels with a copy.
 
     Args:
         grid: the target voxels.
@@ -74,6 +82,9 @@ class LiftSplat(nn.Module):
         self.grid = grid
         self.depth_min, self.depth_max, self.depth_bins = float(depth_min), float(depth_max), int(depth_bins)
         self._cache: _Cached | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}
 
     def extra_repr(self) -> str:
         return f"{self.grid}, depth {self.depth_min}..{self.depth_max} m in {self.depth_bins} bins"
@@ -105,14 +116,13 @@ class LiftSplat(nn.Module):
         """The pooling index of this calibration, from the cache where it fits."""
         sizes = (*feature_size, *image_size)
         calibration = (intrinsics, frame_from_cam)
-        # Inference tensors have no version counter, so nobody could tell that they were written to.
-        keep = not torch.compiler.is_compiling() and not any(t.is_inference() for t in calibration)
+        keep = not torch.compiler.is_compiling()
         if keep and self._cache is not None and self._cache.fits(calibration, sizes):
             return self._cache.index
         with torch.no_grad():
             index = ops.build_pool_index(self.cells(*calibration, feature_size, image_size), self.grid.shape)
         if keep:
-            self._cache = _Cached(calibration, (intrinsics._version, frame_from_cam._version), sizes, index)
+            self._cache = _Cached.of(calibration, sizes, index)
         return index
 
     def forward(

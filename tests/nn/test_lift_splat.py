@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -112,6 +113,27 @@ def test_the_index_is_kept_while_calibration_stands_still(monkeypatch: pytest.Mo
         for _ in range(2):
             lift(*inputs, k.clone(), pose.clone(), (32, 32))
     assert len(built) == 6
+
+
+def test_calibration_written_behind_torchs_back_is_noticed() -> None:
+    pose = looking(0.0)[None, None].numpy().copy()
+    shared = torch.from_numpy(pose)  # no version counter sees what numpy writes
+    lift = LiftSplat(GRID, 1.0, 11.0, 5)
+    features, probs = torch.randn(1, 1, 3, 4, 8), torch.rand(1, 1, 5, 4, 8)
+    before = lift(features, probs, intrinsics()[None, None], shared, (16, 32))
+    pose[..., 0, 3] = 3.0
+    after = lift(features, probs, intrinsics()[None, None], shared, (16, 32))
+    fresh = LiftSplat(GRID, 1.0, 11.0, 5)(features, probs, intrinsics()[None, None], shared, (16, 32))
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, fresh, rtol=0, atol=0)
+
+
+def test_a_copy_carries_no_cache() -> None:
+    lift = LiftSplat(GRID, 1.0, 11.0, 5)
+    pose = looking(0.0)[None, None].requires_grad_() * 1.0  # not a leaf, as a learned calibration would be
+    lift(torch.randn(1, 1, 3, 4, 8), torch.rand(1, 1, 5, 4, 8), intrinsics()[None, None], pose, (16, 32))
+    assert lift._cache is not None
+    assert copy.deepcopy(lift)._cache is None
 
 
 def test_geometry_stays_fp32_under_autocast() -> None:
