@@ -19,7 +19,10 @@ NATIVE := setup.py CMakeLists.txt $(shell find cmake csrc -type f 2>/dev/null)
 CORE_SOURCES := $(NATIVE) pyproject.toml $(shell find mim4d -name '*.py')
 CORE_TESTS := tests/ops tests/nn tests/test_registration.py tests/test_compile.py tests/test_backends.py
 
-stamp = $(1)/.torch-$(subst =,-,$(subst /,-,$(2)))
+# A stamp per requirement and per kind of build: another TORCH or MIM4D_BUILD is noticed.
+sum = $(shell printf %s '$(1)' | cksum | cut -d ' ' -f 1)
+stamp = $(1)/.torch-$(call sum,$(2))
+built = $(1)/.built-$(or $(MIM4D_BUILD),auto)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-core lint format bench clean
@@ -43,13 +46,13 @@ $(call stamp,$(V),$(TORCH)):
 
 $(V)/.installed: pyproject.toml $(call stamp,$(V),$(TORCH))
 	$(V)/bin/python -m pip install --quiet --no-build-isolation -c $(V)/constraints.txt -e '.[train,world,test,dev]'
-	touch $@ $(V)/.built
+	rm -f $(V)/.built-* && touch $@ $(call built,$(V))
 
-$(V)/.built: $(NATIVE) $(V)/.installed
+$(call built,$(V)): $(NATIVE) $(V)/.installed
 	$(V)/bin/python setup.py --quiet build_ext --inplace
-	touch $@
+	rm -f $(V)/.built-* && touch $@
 
-setup: $(V)/.installed $(V)/.built
+setup: $(V)/.installed $(call built,$(V))
 
 # --- the main job -----------------------------------------------------------------------------------------------------
 demo: setup
@@ -66,11 +69,11 @@ $(call stamp,$(CORE),$(CORE_TORCH)):
 	rm -f $(CORE)/.torch-* && touch $@
 
 # Not editable: what is tested is the built wheel, beside (not over) the libraries that `make setup` built in place.
-$(CORE)/.installed: $(CORE_SOURCES) $(call stamp,$(CORE),$(CORE_TORCH))
+$(call built,$(CORE)): $(CORE_SOURCES) $(call stamp,$(CORE),$(CORE_TORCH))
 	$(CORE)/bin/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
-	touch $@
+	rm -f $(CORE)/.built-* && touch $@
 
-test-core: $(CORE)/.installed
+test-core: $(call built,$(CORE))
 	OMP_NUM_THREADS=1 $(CORE)/bin/pytest $(PYTEST) $(CORE_TESTS) $(ARGS)
 
 lint: setup
@@ -88,4 +91,4 @@ bench: setup
 	$(V)/bin/python -m benchmarks.run $(ARGS)
 
 clean:
-	rm -rf build dist *.egg-info mim4d/*.so
+	rm -rf build dist *.egg-info mim4d/*.so $(V)/.built-* $(CORE)/.built-*
