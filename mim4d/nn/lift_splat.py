@@ -61,7 +61,8 @@ class LiftSplat(nn.Module):
 
     The sorted index of which pixel-bin falls in which voxel (:func:`mim4d.ops.build_pool_index`) is kept as long as
     calibration stands still: on the CPU equal values; on a GPU, where comparing values would synchronise, the same
-    tensors, not written to through torch since. Nothing is kept under ``torch.compile``, and nothing travels with a copy.
+    tensors, not written to through torch since. Nothing is kept under ``torch.compile`` and in inference mode, and
+    nothing travels with a copy.
 
     Args:
         grid: the target voxels.
@@ -119,6 +120,8 @@ class LiftSplat(nn.Module):
         keep = not torch.compiler.is_compiling()
         if keep and self._cache is not None and self._cache.fits(calibration, sizes):
             return self._cache.index
+        # An index built in inference mode could not be saved for a later backward pass.
+        keep = keep and not torch.is_inference_mode_enabled()
         with torch.no_grad():
             index = ops.build_pool_index(self.cells(*calibration, feature_size, image_size), self.grid.shape)
         if keep:

@@ -109,9 +109,11 @@ def test_the_index_is_kept_while_calibration_stands_still(monkeypatch: pytest.Mo
     torch.testing.assert_close(lift(*inputs, k, pose, (16, 32)), first)
     lift(*inputs, k, pose, (32, 32))  # another image size
     assert len(built) == 4
-    with torch.inference_mode():  # nobody can tell whether these were written to: never kept
-        for _ in range(2):
-            lift(*inputs, k.clone(), pose.clone(), (32, 32))
+    with torch.inference_mode():
+        lift(*inputs, k.clone(), pose.clone(), (32, 32))  # what is there is used
+        assert len(built) == 4
+        for _ in range(2):  # what is built there serves no later backward pass: never kept
+            lift(*inputs, k.clone(), pose.clone(), (48, 32))
     assert len(built) == 6
 
 
