@@ -9,6 +9,7 @@ backend by name; if it cannot run, the call raises with the reason and never fal
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,11 +33,20 @@ def _known(name: str, where: str) -> str:
 
 _default = env.BACKEND.get() and _known(env.BACKEND.get(), env.BACKEND.name)
 _asked: ContextVar[str] = ContextVar("mim4d_backend", default=_default)
-_traced = _default  # what _asked held last in any thread, for torch.compile: older ones cannot read a ContextVar
+
+
+class _Mirror(threading.local):
+    """What ``_asked`` holds in this thread, for torch.compile: older ones cannot read a ContextVar."""
+
+    def __init__(self) -> None:
+        self.asked = _default
+
+
+_traced = _Mirror()
 
 
 def _asked_for() -> str:
-    return _traced if torch.compiler.is_compiling() else _asked.get()
+    return _traced.asked if torch.compiler.is_compiling() else _asked.get()
 
 
 def register(op: str, backend: str, can_run: Predicate) -> None:
@@ -51,13 +61,12 @@ def use_backend(name: str) -> Iterator[None]:
     Raises ValueError for an unknown name; an op that cannot run there raises ValueError with the reason when it is
     called.
     """
-    global _traced
-    before, _traced = _traced, _known(name, "mim4d.ops.use_backend")
+    before, _traced.asked = _traced.asked, _known(name, "mim4d.ops.use_backend")
     token = None if torch.compiler.is_compiling() else _asked.set(name)
     try:
         yield
     finally:
-        _traced = before
+        _traced.asked = before
         if token is not None:
             _asked.reset(token)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,42 @@ def test_unknown_names_are_refused() -> None:
 def test_use_backend_ends_with_an_exception() -> None:
     with pytest.raises(KeyError), backends.use_backend("reference"):
         raise KeyError
-    assert backends.status()["asked"] == env.BACKEND.get() or "auto"
+    assert backends.status()["asked"] == (env.BACKEND.get() or "auto")
+    assert backends._traced.asked == env.BACKEND.get()
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    """A enters, B enters, A leaves, B leaves: each sees its own choice all the time, torch.compile's view included."""
+    turn = threading.Barrier(2, timeout=30)
+    seen: dict[str, list[tuple[str, str]]] = {"reference": [], "cuda": []}
+
+    def work(name: str, late: bool) -> None:
+        look = lambda: seen[name].append((backends._asked.get(), backends._traced.asked))
+        if late:
+            turn.wait()
+        with backends.use_backend(name):
+            if not late:
+                turn.wait()
+            turn.wait()  # both are inside
+            look()
+            if late:
+                turn.wait()  # the other one has left
+                look()
+        look()
+        if not late:
+            turn.wait()
+
+    threads = [threading.Thread(target=work, args=arguments) for arguments in (("reference", False), ("cuda", True))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    before = env.BACKEND.get()
+    assert seen == {
+        "reference": [("reference", "reference"), (before, before)],
+        "cuda": [("cuda", "cuda"), ("cuda", "cuda"), (before, before)],
+    }
+    assert backends._traced.asked == before
 
 
 def test_voxel_sample_says_why_a_kernel_does_not_run() -> None:
