@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _library, env
 
@@ -75,6 +76,8 @@ def reason_against(op: str, backend: str, device: torch.device, **meta: object) 
     """Why ``backend`` cannot run this call of ``op``; None when it can."""
     if backend == "reference":
         return None
+    if forward_ad._current_level >= 0:  # torch.func.jvp and jacfwd enter a level too
+        return "forward-mode differentiation is on, and torch gives ops of torch.library no tangents but zeros"
     if backend in _library.KEYS and device.type != backend:
         return f"it runs on {backend} tensors, not on {device.type}"
     can_run = _predicates.get(op, {}).get(backend)
@@ -88,7 +91,13 @@ def reason_against(op: str, backend: str, device: torch.device, **meta: object) 
 
 
 def choose(op: str, *, device: torch.device, **meta: object) -> str:
-    """The backend that runs this call: the one asked for, else the first in order that can."""
+    """The backend that runs this call: the one asked for, else the first in order that can.
+
+    On meta tensors nothing runs: the answer is "meta", and the op of the dispatcher, whose fake knows the shapes, gives
+    the result.
+    """
+    if device.type == "meta":
+        return "meta"
     asked = _asked_for()
     if asked:
         reason = reason_against(op, asked, device, **meta)

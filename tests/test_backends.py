@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.process import python
+from torch.autograd import forward_ad
 
 from mim4d import _library, backends, env, ops
 
@@ -29,7 +30,15 @@ def test_the_best_backend_that_can_run(op: str) -> None:
     assert backends.choose(op, device=CPU, n=3) == "reference"
     assert backends.choose(op, device=CUDA, n=2) == "cuda"
     assert backends.choose(op, device=CUDA, n=3) == "reference"
-    assert backends.choose(op, device=torch.device("meta"), n=2) == "reference"
+    assert backends.choose(op, device=torch.device("meta"), n=2) == "meta"
+
+
+def test_forward_mode_differentiation_takes_the_reference(op: str) -> None:
+    with forward_ad.dual_level():
+        assert backends.choose(op, device=CPU, n=2) == "reference"
+        with ops.use_backend("cpu"), pytest.raises(ValueError, match="cannot run: forward-mode differentiation is on"):
+            backends.choose(op, device=CPU, n=2)
+    assert backends.choose(op, device=CPU, n=2) == "cpu"
 
 
 def test_triton_comes_after_cuda(op: str, monkeypatch: pytest.MonkeyPatch) -> None:

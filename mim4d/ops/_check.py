@@ -53,7 +53,8 @@ def coordinates(op: str, name: str, value: Tensor, wanted: torch.dtype, of: str)
     """Coordinates, SDF and compositing are never half: what autocast narrowed is widened, anything else must fit."""
     if value.dtype == wanted:
         return value
-    if value.dtype in HALF and torch.is_autocast_enabled(value.device.type):
+    meta = value.device.type == "meta"  # has no autocast; torch raises when asked
+    if value.dtype in HALF and not meta and torch.is_autocast_enabled(value.device.type):
         return value.to(wanted)
     raise TypeError(f"mim4d.ops.{op}: {name} is {value.dtype}, wanted {wanted} {of}")
 

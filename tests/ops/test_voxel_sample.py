@@ -540,3 +540,18 @@ def test_the_native_op_checks_for_itself() -> None:
             OP(*args)
     with pytest.raises(RuntimeError, match="grad has not the shape of the result"):
         BACKWARD(torch.zeros(2, 7, 4), v, p, 0, 0, False, [True, True])
+
+
+def test_forward_mode_gives_the_tangents_of_the_reference() -> None:
+    """A native op would give zeros in silence; the tangent is that of a central difference."""
+    v, p = volume(1, 3, *SIZE), points((1, 5), SIZE, False)
+    step = torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(3))
+    sample = lambda p: ops.voxel_sample(v, p, mode="tricubic")
+    _, got = torch.func.jvp(lambda p: ops.voxel_sample(v, p), (p,), (step,))
+    with ops.use_backend("reference"):
+        _, want = torch.func.jvp(lambda p: ops.voxel_sample(v, p), (p,), (step,))
+    assert got.abs().max() > 0.1
+    torch.testing.assert_close(got, want)
+    _, smooth = torch.func.jvp(sample, (p,), (step,))
+    h = 1e-5
+    torch.testing.assert_close(smooth, (sample(p + h * step) - sample(p - h * step)) / (2 * h), rtol=1e-6, atol=1e-6)
