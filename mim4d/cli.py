@@ -60,10 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingFailed as error:
         return _fail(str(error), 1)
     except Interrupted as stop:
-        _say(f"mim4d: {stop}")
+        if os.environ.get("RANK", "0") == "0":  # the first of several processes speaks for all
+            print(f"mim4d: {stop}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
-        _say("mim4d: interrupted")
+        print("mim4d: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         sys.stderr.close()
@@ -79,13 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    _say(f"mim4d: error: {' '.join(message.split())}")
+    print(f"mim4d: error: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def _say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # the first of several processes speaks for all
-        print(line, file=sys.stderr)
 
 
 def _dispatch(arguments: list[str]) -> int:

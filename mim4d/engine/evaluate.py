@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,22 +13,13 @@ from torch import Tensor
 from mim4d.data import ClipDataset, Trivial, collate
 from mim4d.data.rays import Rays
 from mim4d.engine.batches import load_batches
+from mim4d.engine.logbook import Processes
 from mim4d.engine.progress import Display
 from mim4d.models import MIM4D
 
 Numbers = dict[str, float]
 
 DIRECT, RECONSTRUCTED, TRIVIAL = "direct", "reconstructed", "trivial"
-
-
-class Processes(Protocol):
-    """What evaluation needs of :class:`accelerate.Accelerator`."""
-
-    device: torch.device
-    num_processes: int
-    process_index: int
-
-    def reduce(self, tensor: Tensor, reduction: str = ...) -> Tensor: ...
 
 
 @dataclass

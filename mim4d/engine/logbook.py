@@ -6,9 +6,21 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 TENSORBOARD = "tensorboard"
+
+
+class Processes(Protocol):
+    """What is needed of :class:`accelerate.Accelerator` to put numbers of several processes together."""
+
+    device: torch.device
+    num_processes: int
+    process_index: int
+
+    def reduce(self, tensor: torch.Tensor, reduction: str = ...) -> torch.Tensor: ...
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -37,6 +49,34 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
+
+
+class Means:
+    """Means of 0-dim tensors over passes and processes, kept on the device until they are asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, torch.Tensor] = {}
+
+    def add(self, name: str, value: torch.Tensor, counts: torch.Tensor | None = None) -> None:
+        """Add a value; where ``counts`` (0-dim bool) is False it was not measured and is left out."""
+        one = torch.ones((), device=self._device)
+        weight = one if counts is None else counts.to(self._device, torch.float32)
+        summand = torch.where(weight > 0, value.detach().to(self._device, torch.float32), 0.0)
+        self._sums[name] = self._sums[name] + summand if name in self._sums else summand
+        self._counts[name] = self._counts[name] + weight if name in self._counts else weight
+
+    def numbers(self, processes: Processes) -> dict[str, float]:
+        """The means by name, without those that nobody measured. Every process must have added the same names."""
+        both = torch.stack([*self._sums.values(), *self._counts.values()])
+        total = processes.reduce(both, "sum").tolist()
+        size = len(self._sums)
+        return {
+            name: value / count
+            for name, value, count in zip(self._sums, total[:size], total[size:], strict=True)
+            if count > 0
+        }
 
 
 class Logbook:

@@ -1,8 +1,8 @@
 """The main job: masked multi-view video in, trained weights, held-out numbers and pictures out.
 
 One run, in order: check everything, build, measure and draw the untrained model, train with checkpoints, measure and
-draw again, write ``summary.json`` and the report. Every random draw follows from (seed, step, process), so a run that
-was stopped and continued computes the same as one that never stopped.
+draw again, write ``summary.json`` and the report. Every random draw follows from the seed and the place in the stream
+of clips, so a run that was stopped and continued computes the same as one that never stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mim4d.engine.batches import StepSampler, Stream, load_batches, mix, spread
 from mim4d.engine.config import PretrainConfig
 from mim4d.engine.environment import check_backend, facts
 from mim4d.engine.evaluate import DIRECT, RECONSTRUCTED, TRIVIAL, Numbers, evaluate
-from mim4d.engine.logbook import Logbook, write_json
+from mim4d.engine.logbook import Logbook, Means, write_json
 from mim4d.engine.optim import build_optimizer, lr_factor, peak_lr, set_lr
 from mim4d.engine.progress import Display, clock
 from mim4d.engine.render import boxes, draw, picture_clip, save_arrays, save_pictures
@@ -55,6 +55,7 @@ class Job:
     model: MIM4D
     wrapped: torch.nn.Module  # the model as accelerate runs it
     optimizer: torch.optim.Optimizer
+    data: str  # digest of the clips, see _fingerprint
     book: Logbook | None = None  # of the main process, while it works
     step: int = 0  # steps done
     seconds: float = 0.0  # of work in earlier sessions
@@ -140,10 +141,11 @@ def _build(
         model.compile()
     wrapped = accelerator.prepare_model(model)
     optimizer = build_optimizer(model, config.train, model.image_encoder.backbone)
-    job = Job(config, run, accelerator, display, train_clips, val_clips, stream, total, model, wrapped, optimizer)
+    data = _fingerprint(train_clips, val_clips)
+    job = Job(config, run, accelerator, display, train_clips, val_clips, stream, total, model, wrapped, optimizer, data)
     if newest is not None:
         state = checkpoint.load(newest, model, optimizer)
-        if state["data"] != _fingerprint(train_clips, val_clips):
+        if state["data"] != data:
             raise UserError(f"the data under --data.root {config.data.root} are not those that {run} was trained on")
         if state["clips_per_step"] != stream.clips_per_step:
             raise UserError(
@@ -328,10 +330,13 @@ def _shown(row: dict[str, float]) -> dict[str, str]:
 
 
 def _one_step(job: Job, step: int, batches: Iterator[ClipBatch], stop: StopRequest) -> dict[str, float]:
-    """One optimiser step; returns loss, gradient norm, losses and metrics (means over all passes), and ``stop``."""
+    """One optimiser step; returns loss, gradient norm, losses and metrics (means over all passes), and ``stop``.
+
+    Of passes whose clips have no frame to rebuild a target from, the reconstruction's numbers are left out.
+    """
     train, accelerator, model = job.config.train, job.accelerator, job.wrapped
     job.optimizer.zero_grad(set_to_none=True)
-    values: dict[str, torch.Tensor] = {}
+    means = Means(accelerator.device)
     passes: list[tuple[torch.Tensor, list[str]]] = []
     for part in range(train.accumulate):
         batch = next(batches).to(accelerator.device, non_blocking=True)
@@ -343,14 +348,13 @@ def _one_step(job: Job, step: int, batches: Iterator[ClipBatch], stop: StopReque
             output: Output = model(batch, torch.Generator().manual_seed(seed))
             accelerator.backward(output.loss / train.accumulate)
         passes.append((output.loss.detach(), batch.tokens))
-        for name, value in {"loss": output.loss, **output.losses, **output.metrics}.items():
-            part_value = value.detach().float() / train.accumulate
-            values[name] = values[name] + part_value if name in values else part_value
-    norm = accelerator.clip_grad_norm_(job.model.parameters(), train.clip_norm)
-    values["grad_norm"] = norm.detach().float()
-    values["stop"] = torch.tensor(float(stop.requested), device=accelerator.device)
-    # the step's one synchronisation, on the device and among the processes
-    row = dict(zip(values, accelerator.reduce(torch.stack(list(values.values())), "mean").tolist(), strict=True))
+        means.add("loss", output.loss)
+        rebuilt = output.reconstructed_valid.any()
+        for name, value in {**output.losses, **output.metrics}.items():
+            means.add(name, value, rebuilt if name.endswith(RECONSTRUCTED) else None)
+    means.add("grad_norm", accelerator.clip_grad_norm_(job.model.parameters(), train.clip_norm))
+    means.add("stop", torch.tensor(float(stop.requested)))
+    row = means.numbers(accelerator)  # the step's one synchronisation, on the device and among the processes
     if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
         _fail(job, step, row, passes)
     job.optimizer.step()
@@ -376,7 +380,7 @@ def _save(job: Job) -> None:
             "seconds": job.worked(),
             "training_seconds": job.training_seconds,
             "clips_per_step": job.stream.clips_per_step,
-            "data": _fingerprint(job.train_clips, job.val_clips),
+            "data": job.data,
         }
         checkpoint.save(job.run, job.step, job.model, job.optimizer, state, job.config.train.keep)
     job.accelerator.wait_for_everyone()

@@ -1,7 +1,8 @@
 """Pictures of what a model has learned: dense renderings of one held-out clip, as arrays and as PNG files.
 
 ``RUN/renders/before.npz`` is drawn at step 0 and ``after.npz`` at the end, by the training itself; ``mim4d render RUN``
-draws ``after.npz`` anew with the newest checkpoint, beside one PNG per camera, and refreshes the report.
+draws ``after.npz`` of a finished run anew, beside one PNG per camera, and refreshes the report. Pictures of any other
+step or clip get names of their own and leave the report alone.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def draw(model: MIM4D, clips: ClipDataset, index: int, *, stride: int, device: t
         The arrays of a ``renders/*.npz`` for N cameras, pictures H x W, renderings h x w = H // stride x W // stride
         and a BEV grid Y x X: cameras (N,), image and masked_image (N,H,W,3) uint8, stride, rgb_direct (N,h,w,3) uint8,
         depth_direct (N,h,w) metres, opacity_direct (N,h,w), the same with ``_reconstructed`` where there is one,
-        lidar (P,4) [camera, u, v, ray depth in metres], bev_direct (Y,X) (length of the feature vector, largest over
+        lidar (P,4) [camera, u, v, ray depth in metres] of the returns that ``clips`` draws rays from (with rays held
+        out: those alone, so that an error against them is a held-out one), bev_direct (Y,X) (length of the feature vector, largest over
         the height), sdf_slice (Y,X) metres, motion (2,Y,X) m/s, bounds (6,), token. The boxes are :func:`boxes`'.
     """
     batch = clips.load(index, 0)
@@ -82,7 +84,7 @@ def draw(model: MIM4D, clips: ClipDataset, index: int, *, stride: int, device: t
 
     image = batch.images[0, batch.key, :, :, :height, :width].permute(0, 2, 3, 1)  # (N, H, W, 3)
     visible = mask[0, batch.key, :, :height, :width, None].cpu()  # (N, H, W, 1)
-    cameras = clips.key_cameras(index)
+    cameras = clips.key_cameras(index, drawn_only=True)
     arrays: Arrays = {
         "cameras": np.array(clips.config.cameras),
         "image": _bytes(image),
@@ -157,6 +159,9 @@ def save_pictures(folder: Path, arrays: Arrays) -> list[Path]:
 def render_run(run: Path, *, step: int = -1, stride: int = 0, clip: int = -1) -> list[Path]:
     """What ``mim4d render RUN`` does; returns the pictures.
 
+    The report shows a finished run at its last step: only then, and of the report's own clip, are ``after.npz`` and the
+    report written anew. All else goes to ``renders/step-000002.npz``, ``clip-0003.npz`` or ``step-000002-clip-0003.npz``.
+
     Args:
         run: folder of a run with a checkpoint.
         step: of the checkpoint; -1: the newest.
@@ -186,7 +191,8 @@ def render_run(run: Path, *, step: int = -1, stride: int = 0, clip: int = -1) ->
         raise UserError(f"there is no held-out clip {clip}: the last one is {len(clips) - 1}")
     model_config = dataclasses.replace(config.model, pretrained=False, backbone_checkpoint="")
     model = build_model(model_config).to(device)
-    path = checkpoint.folder(run, step if step >= 0 else steps[-1])
+    drawn = step if step >= 0 else steps[-1]
+    path = checkpoint.folder(run, drawn)
     checkpoint.load(path, model)
     display = Display()
     display.line(f"rendering clip {index} with {path}")
@@ -195,11 +201,18 @@ def render_run(run: Path, *, step: int = -1, stride: int = 0, clip: int = -1) ->
         arrays = draw(model, clips, index, stride=stride or train.picture_stride, device=device, seed=train.seed)
     arrays["boxes"] = boxes(config.data, clips, index)
     renders = run / folder.RENDERS
-    name = "after" if index == shown else f"clip-{index:04d}"
+    summary = folder.read_summary(run)
+    final = bool(summary.get("finished")) and drawn == summary.get("steps")
+    parts = ([] if final else [f"step-{drawn:06d}"]) + ([] if index == shown else [f"clip-{index:04d}"])
+    name = "-".join(parts) or "after"
     save_arrays(renders / f"{name}.npz", arrays)
     pictures = save_pictures(renders / name, arrays)
-    display.line(f"wrote {renders / name}.npz and {len(pictures)} pictures in {renders / name}")
-    if index == shown:
+    kept = ""
+    if not final:
+        end = f"the run's last step is {summary['steps']}" if summary.get("finished") else "the run is not finished"
+        kept = f"; after.npz and the report stay as they are: {end}"
+    display.line(f"wrote {renders / name}.npz and {len(pictures)} pictures in {renders / name}{kept}")
+    if name == "after":
         display.line(f"wrote {write_report(run)}")
     return pictures
 

@@ -8,8 +8,9 @@ import math
 import sys
 
 import pytest
+import torch
 
-from mim4d.engine.logbook import Logbook, read_rows, write_json
+from mim4d.engine.logbook import Logbook, Means, read_rows, write_json
 from mim4d.engine.progress import Display, Rate, StepDisplay, clock
 
 
@@ -29,6 +30,24 @@ def test_a_run_that_goes_on_drops_what_it_does_again_and_a_torn_line(tmp_path):
     with Logbook(tmp_path, 2) as book:
         book.row({"step": 3, "loss": 33.0})
     assert [row["loss"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1.0, 2.0, 33.0]
+
+
+class Alone:
+    """One process."""
+
+    device, num_processes, process_index = torch.device("cpu"), 1, 0
+
+    def reduce(self, tensor: torch.Tensor, reduction: str = "sum") -> torch.Tensor:
+        return tensor
+
+
+def test_means_leave_out_what_was_not_measured():
+    means = Means(torch.device("cpu"))
+    for loss, rebuilt, measured in ((2.0, 5.0, True), (4.0, 0.0, False), (6.0, 7.0, True)):
+        means.add("loss", torch.tensor(loss))
+        means.add("rebuilt", torch.tensor(rebuilt), torch.tensor(measured))
+        means.add("never", torch.tensor(float("nan")), torch.tensor(False))
+    assert means.numbers(Alone()) == {"loss": 4.0, "rebuilt": 6.0}
 
 
 def test_json_holds_no_nan(tmp_path):
