@@ -72,10 +72,10 @@ class Renders:
     def at_lidar(self, camera: int, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """LiDAR distances of one camera and the rendered ones (h, w) at the nearest ray: (P',), (P',) metres."""
         points = self.lidar_of(camera)
-        height, width = self.image.shape[1:3]
         rows, columns = depth.shape
-        row = np.clip(points[:, 1] * rows / height, 0, rows - 1).astype(int)
-        column = np.clip(points[:, 0] * columns / width, 0, columns - 1).astype(int)
+        # ray i covers the pixels [stride * i, stride * (i + 1)); what the stride leaves over belongs to the last one
+        row = (points[:, 1] // self.stride).astype(int).clip(0, rows - 1)
+        column = (points[:, 0] // self.stride).astype(int).clip(0, columns - 1)
         return points[:, 2], depth[row, column]
 
 

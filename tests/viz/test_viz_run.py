@@ -151,3 +151,19 @@ def test_synthetic_data_are_known(tmp_path: Path, config: str, data: object, syn
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "data": data}))
     assert load_run(run).synthetic is synthetic
+
+
+def test_lidar_meets_the_ray_that_covers_its_pixel(tmp_path: Path) -> None:
+    arrays = renders(False, 1)
+    arrays["image"] = arrays["masked_image"] = np.zeros((6, 95, 167, 3), np.uint8)
+    arrays["stride"] = np.array(16)
+    for name in ("rgb_direct", "depth_direct", "opacity_direct"):
+        arrays[name] = arrays[name][:, :5, :10]  # 95 // 16, 167 // 16
+    # 15 and 7 pixels are left over at the edges: stretching the rays over the whole image would miss by a ray
+    v, u = np.array([63.5, 64.5, 79.5, 80.5, 94.5]), np.array([15.5, 16.5, 159.5, 160.5, 166.5])
+    arrays["lidar"] = np.stack([np.full(5, 2.0), u, v, np.arange(5.0)], axis=-1)
+    np.savez(tmp_path / "x.npz", **arrays)
+    depth = np.arange(50.0).reshape(5, 10)  # row * 10 + column
+    distance, drawn = load_renders(tmp_path / "x.npz").at_lidar(2, depth)
+    assert distance.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert drawn.tolist() == [30.0, 41.0, 49.0, 49.0, 49.0]
