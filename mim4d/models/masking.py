@@ -68,28 +68,33 @@ def ray_mask(
     *,
     cell: int,
     max_ratio: float = 0.4,
+    content: tuple[int, int] | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Local spatial mask: hide the cells that hold a drawn ray, a random choice of them where they are too many.
 
     Args:
-        pixels: (..., R, 2), (x, y) of the rays in the image; rays outside the image are ignored.
+        pixels: (..., R, 2), (x, y) of the rays in the image; rays outside the content are ignored.
         image_size: (H, W) pixels.
         cell: pixels along a cell's side (METHOD: W / 50).
-        max_ratio: at most this share of the image's cells is hidden.
+        max_ratio: at most this share of the cells that hold content is hidden.
+        content: (h, w) pixels at the top left that hold the picture, the rest being padding; None: all of them.
         generator: source of the choice; None uses torch's global one.
 
     Returns:
         (..., H, W) bool, True = visible.
 
     Raises:
-        ValueError: max_ratio outside 0..1 or cell below 1.
+        ValueError: max_ratio outside 0..1, cell below 1 or a content larger than the image.
     """
     if not 0.0 <= max_ratio <= 1.0 or cell < 1:
         raise ValueError(f"ray_mask: wanted max_ratio in 0..1 and cell >= 1, got {max_ratio} and {cell}")
-    height, width = image_size
-    rows, columns = -(-height // cell), -(-width // cell)
+    height, width = image_size if content is None else content
+    if height > image_size[0] or width > image_size[1]:
+        raise ValueError(f"ray_mask: content {content} is larger than the image {image_size}")
+    rows, columns = -(-image_size[0] // cell), -(-image_size[1] // cell)
     count = rows * columns
+    filled = -(-height // cell) * -(-width // cell)  # cells with content
     x, y = pixels.unbind(-1)  # (..., R)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     where = torch.where(inside, (y // cell) * columns + x // cell, 0).long()
@@ -97,7 +102,7 @@ def ray_mask(
     hit = hit.scatter_reduce(-1, where, inside.to(hit.dtype), reduce="amax")  # (..., cells) 1 where a ray is
     noise = _noise(tuple(hit.shape), generator, pixels.device)
     order = _rank(noise - 2.0 * hit)  # cells with a ray first, in random order
-    visible = (hit == 0) | (order >= int(max_ratio * count))
+    visible = (hit == 0) | (order >= int(max_ratio * filled))
     return _to_pixels(visible.unflatten(-1, (rows, columns)), cell, image_size)
 
 

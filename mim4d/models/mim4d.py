@@ -143,7 +143,8 @@ class Output:
 
     loss: Tensor  # 0-dim, the sum of the losses
     losses: dict[str, Tensor]  # 0-dim, weighted: rgb_PATH and depth_PATH, PATH being direct or reconstructed
-    metrics: dict[str, Tensor]  # 0-dim: rgb_l1_PATH (colours in [0, 1]) and depth_l1_m_PATH (metres, LiDAR rays)
+    # 0-dim: rgb_l1_PATH (colours in [0, 1]) and depth_l1_m_PATH (metres, LiDAR rays); NaN where there was no such ray
+    metrics: dict[str, Tensor]
     direct: RenderOutput | None  # sizes (B, K, N, R)
     reconstructed: RenderOutput | None  # sizes (B, K, N, R)
     reconstructed_valid: Tensor  # (B, K) bool: the target exists and another frame was there to rebuild it from
@@ -227,7 +228,12 @@ class MIM4D(nn.Module):
         if config.local_mask:
             cell = max(1, round(batch.content[1] / config.local_mask_cells))
             local = ray_mask(
-                batch.rays.pixels, (h, w), cell=cell, max_ratio=config.local_mask_max, generator=generator
+                batch.rays.pixels,
+                (h, w),
+                cell=cell,
+                max_ratio=config.local_mask_max,
+                content=batch.content,
+                generator=generator,
             )  # (B, K, N, H, W)
             local = local | ~batch.target_valid[:, :, None, None, None]
             is_target = batch.targets[..., None] == torch.arange(t, device=device)  # (B, K, T)

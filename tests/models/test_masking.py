@@ -56,6 +56,18 @@ def test_ray_mask_hides_at_most_its_share_and_only_ray_cells() -> None:
     assert not torch.equal(hidden[0] & holds[1], hidden[1] & holds[0])  # the choice is random
 
 
+def test_ray_mask_counts_no_padding() -> None:
+    pixels = torch.rand(1, 2000, 2, generator=seeded()) * torch.tensor(
+        [120.0, 60.0]
+    )  # also right of and below 100 x 50
+    visible = ray_mask(pixels, (60, 120), cell=10, max_ratio=0.4, content=(50, 100), generator=seeded(1))
+    hidden = ~visible[0, ::10, ::10]  # (6, 12)
+    assert hidden.sum() == 20  # of 5 x 10 cells of content; 28 of the 72 with padding
+    assert hidden[:5, :10].sum() == 20
+    with pytest.raises(ValueError, match=r"content \(70, 100\) is larger"):
+        ray_mask(pixels, (60, 120), cell=10, content=(70, 100))
+
+
 @pytest.mark.parametrize("kwargs", [{"ratio": 1.5}, {"ratio": -0.1}, {"block": 0}])
 def test_block_mask_refuses(kwargs: dict) -> None:
     with pytest.raises(ValueError, match="block_mask"):
