@@ -53,8 +53,9 @@ def draw(model: MIM4D, clips: ClipDataset, index: int, *, stride: int, device: t
         and a BEV grid Y x X: cameras (N,), image and masked_image (N,H,W,3) uint8, stride, rgb_direct (N,h,w,3) uint8,
         depth_direct (N,h,w) metres, opacity_direct (N,h,w), the same with ``_reconstructed`` where there is one,
         lidar (P,4) [camera, u, v, ray depth in metres] of the returns that ``clips`` draws rays from (with rays held
-        out: those alone, so that an error against them is a held-out one), bev_direct (Y,X) (length of the feature vector, largest over
-        the height), sdf_slice (Y,X) metres, motion (2,Y,X) m/s, bounds (6,), token. The boxes are :func:`boxes`'.
+        out: those alone, so that an error against them is a held-out one), bev_direct (Y,X) (length of the feature
+        vector, largest over the height), sdf_slice (Y,X) metres, motion (2,Y,X) m/s, bounds (6,), token. The boxes are
+        :func:`boxes`'.
     """
     batch = clips.load(index, 0)
     height, width = batch.content
@@ -159,8 +160,8 @@ def save_pictures(folder: Path, arrays: Arrays) -> list[Path]:
 def render_run(run: Path, *, step: int = -1, stride: int = 0, clip: int = -1) -> list[Path]:
     """What ``mim4d render RUN`` does; returns the pictures.
 
-    The report shows a finished run at its last step: only then, and of the report's own clip, are ``after.npz`` and the
-    report written anew. All else goes to ``renders/step-000002.npz``, ``clip-0003.npz`` or ``step-000002-clip-0003.npz``.
+    The report shows a finished run at its last step: only then, and of the report's own clip, are ``after.npz`` and
+    the report written anew. All else goes to names like ``renders/step-000002.npz`` and ``renders/clip-0003.npz``.
 
     Args:
         run: folder of a run with a checkpoint.
