@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,40 @@ CONFIG, SUMMARY, METRICS, RENDERS, LOCK = "config.yaml", "summary.json", "metric
 
 
 def check_folder(run: Path, config: PretrainConfig) -> bool:
-    """Whether ``run`` holds a run to continue; :class:`UserError` where it holds something else."""
+    """Whether ``run`` holds a run to continue; :class:`UserError` where it holds something else or cannot be written.
+
+    Nothing is left behind: a folder that is not there yet is made on trial and removed.
+    """
+    try:
+        continues = _holds_run(run, config)
+        if os.environ.get("RANK", "0") == "0":  # one of several processes tries; its fault ends the others
+            with _folder(run):
+                pass
+    except OSError as error:
+        raise _unusable(run, error) from None
+    return continues
+
+
+def _unusable(run: Path, error: OSError) -> UserError:
+    return UserError(f"--out {run} cannot be written ({error.strerror or error}); name another folder")
+
+
+@contextmanager
+def _folder(run: Path) -> Iterator[None]:
+    """Make the folder; at the end, what was made goes again where nothing was put into it."""
+    made = [path for path in (run, *run.parents) if not path.exists()]
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if not os.access(run, os.W_OK | os.X_OK):
+            raise PermissionError(0, "no permission")
+        yield
+    finally:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def _holds_run(run: Path, config: PretrainConfig) -> bool:
     if run.exists() and not run.is_dir():
         raise UserError(f"--out {run} is a file; name a folder")
     if not (run / CONFIG).is_file():
@@ -62,11 +96,27 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the folder for this process, so that two trainings cannot write into one run. Ends with the process."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK).open("w", encoding="utf-8") as file:
+    """Hold the folder for this process, so that two trainings cannot write into one run. Ends with the process.
+
+    A new folder into which nothing was written meanwhile is removed again. Raises :class:`UserError` where another
+    process holds it, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_folder(run))
+            file = stack.enter_context((run / LOCK).open("w", encoding="utf-8"))
+        except OSError as error:
+            raise _unusable(run, error) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process is training in {run}") from None
+        stack.callback(_unlock, run)
         yield
+
+
+def _unlock(run: Path) -> None:
+    """Remove the lock from a folder that holds nothing else; elsewhere it stays, since others may wait for it."""
+    with suppress(OSError):
+        if [path.name for path in run.iterdir()] == [LOCK]:
+            (run / LOCK).unlink()

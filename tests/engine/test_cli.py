@@ -104,6 +104,24 @@ def test_wrong_data_is_one_line_and_exit_code_2(tiny_world, tiny_preset, tmp_pat
         assert path.name in refused(broken)
 
 
+@pytest.mark.parametrize("place", ["file/x", "file/x/y", "/proc/x", "/proc/x/y"])
+def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_2(place, tiny_preset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    # the folder is looked at before the data: there are none
+    assert main(["pretrain", "--preset", str(tiny_preset), "--data.root", "nowhere", "--out", place]) == 2
+    line = one_line(capsys.readouterr().err)
+    assert f"--out {place} cannot be written" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_wrong_backbone_leaves_no_folder(tiny_world, tiny_preset, tmp_path, capsys):
+    arguments = ["--preset", str(tiny_preset), "--data.root", str(tiny_world), "--out", str(tmp_path / "a" / "run")]
+    assert main(["pretrain", *arguments, "--model.backbone", "convnext_nano_typo"]) == 2
+    assert "convnext_nano_typo" in one_line(capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_package_names_the_extra():
     for name, arguments in {"tyro": ["info"], "yaml": ["pretrain", "--preset", "demo"]}.items():
         result = command(*arguments, code=f"import sys; sys.modules[{name!r}] = None")
