@@ -75,7 +75,7 @@ def pretrain(config: PretrainConfig, run: Path) -> dict[str, Any]:
     """Train, or continue, the run in the folder ``run``; returns what ``summary.json`` holds.
 
     Raises:
-        UserError: wrong configuration, data, backend or folder, before anything is written.
+        UserError: wrong configuration, data, backend, backbone or folder; a new folder is not left behind.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
         TrainingFailed: the loss or its gradient is not finite.
     """
@@ -332,7 +332,8 @@ def _shown(row: dict[str, float]) -> dict[str, str]:
 def _one_step(job: Job, step: int, batches: Iterator[ClipBatch], stop: StopRequest) -> dict[str, float]:
     """One optimiser step; returns loss, gradient norm, losses and metrics (means over all passes), and ``stop``.
 
-    Of passes whose clips have no frame to rebuild a target from, the reconstruction's numbers are left out.
+    Of passes without a ray to compare (no frame to rebuild a target from, no LiDAR) the numbers are left out, and a
+    number that no pass gave is absent: a 0 would read as perfect.
     """
     train, accelerator, model = job.config.train, job.accelerator, job.wrapped
     job.optimizer.zero_grad(set_to_none=True)
@@ -350,8 +351,10 @@ def _one_step(job: Job, step: int, batches: Iterator[ClipBatch], stop: StopReque
         passes.append((output.loss.detach(), batch.tokens))
         means.add("loss", output.loss)
         rebuilt = output.reconstructed_valid.any()
-        for name, value in {**output.losses, **output.metrics}.items():
+        for name, value in output.losses.items():
             means.add(name, value, rebuilt if name.endswith(RECONSTRUCTED) else None)
+        for name, value in output.metrics.items():
+            means.add(name, value, ~value.isnan())
     means.add("grad_norm", accelerator.clip_grad_norm_(job.model.parameters(), train.clip_norm))
     means.add("stop", torch.tensor(float(stop.requested)))
     row = means.numbers(accelerator)  # the step's one synchronisation, on the device and among the processes

@@ -13,7 +13,11 @@ from mim4d.nn import RenderOutput, SDFRenderer
 
 @dataclass(frozen=True)
 class RenderLoss:
-    """Weighted losses and plain errors of one rendered volume; all 0-dim."""
+    """Weighted losses and plain errors of one rendered volume; all 0-dim.
+
+    Where nothing can be compared a loss is 0 (it has to have a gradient) and an error is not-a-number (0 would read as
+    perfect).
+    """
 
     rgb: Tensor
     depth: Tensor
@@ -25,6 +29,11 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of the values where mask (broadcastable bool) is set; 0, without a gradient, where nothing is."""
     mask = mask.expand_as(values)
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def measured(mean: Tensor, mask: Tensor) -> Tensor:
+    """``mean`` (0-dim) without its gradient, and not-a-number where no entry of mask is set."""
+    return torch.where(mask.any(), mean.detach(), torch.nan)
 
 
 class RenderDecoder(nn.Module):
@@ -63,10 +72,11 @@ class RenderDecoder(nn.Module):
         """
         counted = valid[:, :, None, None]  # (B, K, 1, 1)
         rgb = masked_mean((output.rgb - rays.rgb).abs(), counted[..., None])
-        metres = masked_mean((output.depth - rays.depth).abs(), counted & rays.has_depth)
+        lidar = counted & rays.has_depth  # (B, K, N, R)
+        metres = masked_mean((output.depth - rays.depth).abs(), lidar)
         return RenderLoss(
             rgb=self.rgb_weight * rgb,
             depth=self.depth_weight * self.renderer.scale * metres,
-            rgb_l1=rgb.detach(),
-            depth_l1_m=metres.detach(),
+            rgb_l1=measured(rgb, counted),
+            depth_l1_m=measured(metres, lidar),
         )

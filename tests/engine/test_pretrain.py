@@ -234,6 +234,35 @@ def test_accumulation_takes_the_same_clips_as_one_large_batch(tiny, tmp_path):
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=0.05)
 
 
+def test_what_no_ray_measured_is_absent_from_the_log(tiny, tmp_path, monkeypatch):
+    """Two passes per step: one without LiDAR and without a neighbour in step 1, both in step 2."""
+    tiny.train.accumulate, tiny.train.steps = 2, 2
+    forward = mim4d.models.MIM4D.forward
+    seen = []
+
+    def blind(self, batch, generator=None):
+        if self.training:
+            if len(seen) != 1:
+                batch.rays.has_depth[:] = False
+                batch.valid[:] = torch.arange(batch.valid.shape[1]) == batch.key
+                batch.target_valid[:] = batch.targets == batch.key
+            output = forward(self, batch, generator)
+            seen.append({name: value.item() for name, value in output.metrics.items()})
+            return output
+        return forward(self, batch, generator)
+
+    monkeypatch.setattr(mim4d.models.MIM4D, "forward", blind)
+    job.pretrain(tiny, tmp_path / "run")
+    first, second = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert len(seen) == 4
+    assert first["depth_l1_m_direct"] == pytest.approx(seen[1]["depth_l1_m_direct"])
+    assert first["rgb_l1_direct"] == pytest.approx((seen[0]["rgb_l1_direct"] + seen[1]["rgb_l1_direct"]) / 2)
+    assert first.get("rgb_l1_reconstructed", np.nan) == pytest.approx(seen[1]["rgb_l1_reconstructed"], nan_ok=True)
+    assert np.isfinite(second["loss"])
+    assert "rgb_l1_direct" in second
+    assert not {"depth_l1_m_direct", "rgb_l1_reconstructed", "depth_l1_m_reconstructed"} & set(second)
+
+
 def test_render_draws_the_newest_checkpoint_again(whole, capsys):
     before = dict(np.load(whole / "renders" / "after.npz"))
     (whole / "renders" / "after.npz").unlink()

@@ -194,6 +194,9 @@ def test_targets_that_cannot_be_rebuilt_or_do_not_exist_count_nothing() -> None:
     batch.target_valid[0, 1] = False
     out = net(batch, generator())  # nothing can be rebuilt in the whole batch
     assert out.losses["rgb_reconstructed"].item() == 0
+    assert out.metrics["rgb_l1_reconstructed"].isnan()  # not a perfect 0
+    assert out.metrics["depth_l1_m_reconstructed"].isnan()
+    assert out.metrics["rgb_l1_direct"].isfinite()
     out.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
 
@@ -203,7 +206,8 @@ def test_rays_without_lidar_have_no_depth_loss() -> None:
     batch.rays.has_depth[:] = False
     out = net(batch, generator())
     assert out.losses["depth_direct"].item() == 0
-    assert out.metrics["depth_l1_m_direct"].item() == 0
+    assert out.metrics["depth_l1_m_direct"].isnan()  # not a perfect 0
+    assert out.metrics["rgb_l1_direct"].isfinite()
     assert torch.isfinite(out.loss)
 
 
