@@ -234,11 +234,12 @@ def _depths(run: RunFolder) -> str:
             picture = _drawn(drawn, f"{title}: rendered distances, {name}, {off}")
             cells.append(f'{picture}<p class="note">{off}</p>')
         rows.append((name, cells))
+    kept = " Only the LiDAR returns that were kept out of training are drawn and compared." if run.rays_held_out else ""
     chart = svg(figures.depth_error_figure(run.before, run.after), "distance")
     curve = page.figure(
         page.vector(chart, "Mean depth error over distance"),
         "Error over distance, this moment",
-        "Rendered distance at the nearest ray against LiDAR, averaged in bins of distance. Lower is better.",
+        "Rendered distance at the nearest ray against LiDAR, averaged in bins of distance. Lower is better." + kept,
     )
     reading = page.how_to_read(
         f"One colour scale for all pictures, {DEPTH_RANGE[0]:g} to {DEPTH_RANGE[1]:g}&nbsp;m, finer near the car: red "
@@ -368,8 +369,10 @@ def _reproduce(run: RunFolder) -> str:
     folder = run.path.resolve().name if run.path.is_absolute() else run.path.as_posix()
     root = settings.get("data.root") or "DATA"
     groups: list[tuple[str, list[str]]] = []
-    if run.synthetic:
-        groups.append(("make a synthetic world, where there is none yet", ["mim4d", "world", root]))
+    if run.world is not None:
+        made = [f"--{name}={run.world[name]}" for name in ("seed", "scenes", "seconds")]
+        world = ["mim4d", "world", root, *made, "--image-size={}x{}".format(*run.world["image_size"])]
+        groups.append(("make the synthetic world, where there is none yet", world))
     if settings.get("preset"):
         command = ["mim4d", "pretrain", "--preset", settings["preset"], "--data.root", root]
         command += ["--data.version", settings["data.version"]] if settings.get("data.version") else []
@@ -378,10 +381,17 @@ def _reproduce(run: RunFolder) -> str:
     groups.append(("train with exactly the settings of this run", again))
     if not run.finished:
         groups.append(("go on with this run", ["mim4d", "pretrain", "--out", folder]))
-    groups.append(("draw the pictures and this page anew", ["mim4d", "render", folder]))
+    words = "draw the pictures and this page anew" if run.finished else "draw what its newest checkpoint sees"
+    groups.append((words, ["mim4d", "render", folder]))
+    named = ""
+    if run.synthetic and run.world is None:
+        named = (
+            f"<p>The run learned from the synthetic world in <code>{page.text(root)}</code>; how that one was made is "
+            "not written down in this run's folder.</p>"
+        )
     commands = "\n\n".join(f"# {words}\n{shlex.join(command)}" for words, command in groups)
     return (
-        f"<pre><code>{page.text(commands)}</code></pre>"
+        f"{named}<pre><code>{page.text(commands)}</code></pre>"
         "<details><summary>All settings of this run (config.yaml)</summary>"
         f"<pre>{page.text(run.config_text)}</pre></details>"
     )

@@ -108,6 +108,19 @@ class RunFolder:
         return drawn.rgb_reconstructed is not None or scores(self.summary, "val_reconstructed", "after") is not None
 
     @property
+    def world(self) -> dict[str, Any] | None:
+        """What made a synthetic world (seed, scenes, seconds, image_size), where ``summary["data"]`` says it whole."""
+        data = self.summary.get("data")
+        world = data.get("world") if isinstance(data, dict) else None
+        if not isinstance(world, dict):
+            return None
+        counts = [world.get("seed"), world.get("scenes")]
+        size = world.get("image_size")
+        sized = isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
+        timed = type(world.get("seconds")) in (int, float)
+        return world if sized and timed and all(type(count) is int for count in counts) else None
+
+    @property
     def synthetic(self) -> bool:
         """Whether the run says that its data are synthetic: in ``summary["data"]``, or by that word in its settings."""
         data = self.summary.get("data")

@@ -130,7 +130,10 @@ def verdict(run: RunFolder) -> str:
     data = run.summary.get("data")
     clips = data.get("val_clips_measured") if isinstance(data, dict) else None
     counted = f" ({clips} clip{'s' * (clips != 1)})" if isinstance(clips, int) else ""
-    sentences = [f"Measured on {held_out(run)}{counted}, with full images."]
+    reach = ""
+    if run.settings.get("data.lidar_bounds"):
+        reach = "; LiDAR returns outside data.lidar_bounds are left out of the depth error"
+    sentences = [f"Measured on {held_out(run)}{counted}, with full images{reach}."]
     if trivial is not None:
         depth, colour = after["depth_l1_m"] < trivial["depth_l1_m"], after["rgb_l1"] < trivial["rgb_l1"]
         sentences.append(

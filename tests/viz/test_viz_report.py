@@ -284,6 +284,7 @@ def test_rays_held_out_are_named_as_such(tmp_path: Path) -> None:
     assert "LiDAR rays kept out of training" in written.text("h1")
     assert "a moment whose images were trained on" in written.text()
     assert "held-out moment" not in written.text()
+    assert "Only the LiDAR returns that were kept out of training are drawn and compared" in written.text()
 
 
 def test_synthetic_data_are_named_at_the_top(tmp_path: Path) -> None:
@@ -292,7 +293,22 @@ def test_synthetic_data_are_named_at_the_top(tmp_path: Path) -> None:
     written = Page(write_report(run).read_text())
     assert "Synthetic data" in written.text("ul")
     assert "they say nothing about real streets" in written.text()
-    assert "mim4d world data/world" in written.text("code")
+    assert "mim4d world" not in written.text("code")  # another world than this run's
+    assert "learned from the synthetic world in data/world" in written.text()
+    made = {"seed": 3, "scenes": 10, "seconds": 8.0, "image_size": [128, 224]}
+    change_summary(run, data={"synthetic": True, "world": made})
+    again = Page(write_report(run).read_text())
+    wanted = "mim4d world data/world --seed=3 --scenes=10 --seconds=8.0 --image-size=128x224"
+    assert wanted in again.text("code")
+    assert "not written down" not in again.text()
+
+
+def test_lidar_left_out_is_said(tmp_path: Path, finished: Page) -> None:
+    words = "LiDAR returns outside data.lidar_bounds are left out of the depth error"
+    assert words not in finished.text()
+    bounds = "  lidar_bounds: [-51.2, -51.2, -3.0, 51.2, 51.2, 5.0]\n  holdout: scenes\n"
+    run = write_run(tmp_path / "run", frames=1, config=CONFIG.replace("  holdout: scenes\n", bounds))
+    assert words in Page(write_report(run).read_text()).text()
 
 
 def test_commands_and_settings_to_run_it_again(finished: Page) -> None:
