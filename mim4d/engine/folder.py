@@ -20,6 +20,9 @@ from mim4d.errors import UserError
 
 CONFIG, SUMMARY, METRICS, RENDERS, LOCK = "config.yaml", "summary.json", "metrics.jsonl", "renders", ".lock"
 
+ERRORS = ("rgb_l1", "depth_l1_m")  # what is measured of every path
+_MEND = "put a good one in its place, or name another --out"
+
 
 def check_folder(run: Path, config: PretrainConfig) -> bool:
     """Whether ``run`` holds a run to continue; :class:`UserError` where it holds something else or cannot be written.
@@ -84,14 +87,32 @@ def existing_run(run: Path) -> PretrainConfig:
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """``summary.json``, or an empty dict where the run has not got that far."""
+    """``summary.json``, or an empty dict where the run has not got that far.
+
+    Errors that were not-a-number (null in the file) are so again. Raises :class:`UserError` naming the file where it
+    cannot be read or is not what a run writes.
+    """
     path = run / SUMMARY
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); remove it to evaluate anew") from None
+        raise UserError(f"cannot read {path} ({error}); {_MEND}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it must hold keys and values); {_MEND}")
+    for key, kind in (("finished", bool), ("steps", int), ("val", dict)):
+        if not isinstance(content.get(key), kind):
+            raise UserError(f"{path} is damaged ({key} is missing or wrong); {_MEND}")
+    for group in ("val", "val_reconstructed"):
+        measured = content.get(group, {})
+        for when, numbers in measured.items() if isinstance(measured, dict) else [("", None)]:
+            for name in ERRORS:
+                value = numbers.get(name, "") if isinstance(numbers, dict) else ""
+                if not isinstance(value, (int, float, type(None))):
+                    raise UserError(f"{path} is damaged ({group} {when} has no number {name}); {_MEND}")
+                numbers[name] = float("nan") if value is None else value
+    return content
 
 
 @contextmanager

@@ -181,7 +181,10 @@ def _work(job: Job) -> dict[str, Any]:
     )
     summary = broadcast_object_list([folder.read_summary(run) if job.is_main else None])[0]
     with Logbook(run, job.step) if job.is_main else contextlib.nullcontext() as job.book:
-        if not {"before", "trivial"} <= set(summary.get("val", {})):
+        wanted = [summary.get("val", {})]
+        if summary and job.config.model.reconstructed and len(job.config.data.offsets) > 1:
+            wanted.append(summary.get("val_reconstructed", {}))
+        if not all({"before", "trivial"} <= set(numbers) for numbers in wanted):
             if job.step:
                 raise UserError(f"{run} has a checkpoint but no usable {folder.SUMMARY}; name another --out")
             summary = _measure_before(job, size)

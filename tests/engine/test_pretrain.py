@@ -152,6 +152,41 @@ def test_a_finished_run_says_so(whole, capsys):
     assert (whole / "summary.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "must hold keys and values"),
+        ("{", "cannot read"),
+        ('{"finished": true}', "steps is missing"),
+        ('{"finished": true, "steps": 4}', "val is missing"),
+        ('{"finished": false, "steps": 4, "val": {"before": {}, "trivial": {}}}', "val before has no number rgb_l1"),
+        ('{"finished": false, "steps": 4, "val": {"before": 3}}', "val before has no number rgb_l1"),
+        ('{"finished": false, "steps": 4, "val": {}, "val_reconstructed": []}', "val_reconstructed  has no number"),
+        ('{"finished": false, "steps": 4, "val": {}}', "no usable summary.json"),
+    ],
+)
+def test_a_damaged_summary_is_one_line_naming_the_file(content, words, whole, capsys):
+    path = whole / "summary.json"
+    good = path.read_text()
+    path.write_text(content)
+    try:
+        assert main(["pretrain", "--out", str(whole)]) == 2
+    finally:
+        path.write_text(good)
+    line = capsys.readouterr().err
+    assert len(line.splitlines()) == 1
+    assert "summary.json" in line
+    assert " ".join(words.split()) in line
+
+
+def test_null_in_a_summary_is_not_a_number(tmp_path):
+    from mim4d.engine.folder import read_summary
+
+    val = {"before": {"rgb_l1": 0.5, "depth_l1_m": None}}
+    (tmp_path / "summary.json").write_text(json.dumps({"finished": False, "steps": 0, "val": val}))
+    assert np.isnan(read_summary(tmp_path)["val"]["before"]["depth_l1_m"])
+
+
 def test_another_configuration_is_refused_naming_the_keys(whole, tiny_world, tiny_preset, capsys):
     arguments = ["--preset", str(tiny_preset), "--data.root", str(tiny_world), "--out", str(whole)]
     assert main(["pretrain", *arguments, "--train.lr", "1e-3", "--model.channels", "4"]) == 2
