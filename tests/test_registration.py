@@ -87,7 +87,7 @@ def test_public_functions_run_on_meta_tensors() -> None:
     v, p = empty(2, 8, 3, 4, 5, dtype=torch.bfloat16), empty(2, 6, 7, 3)
     assert ops.voxel_sample(v, p).shape == (2, 6, 7, 8)
     assert [t.shape[3:] for t in ops.voxel_sample_with_grad(v, p, mode="tricubic")] == [(8,), (8, 3)]
-    with pytest.raises(TypeError, match="points is torch.float16, wanted torch.float32"):
+    with pytest.raises(TypeError, match=r"points is torch\.float16, wanted"):
         ops.voxel_sample(v, p.half())
 
     net = lambda condition, *outs: [

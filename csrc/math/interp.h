@@ -21,7 +21,9 @@ struct LinearAxis {
 template <class T>
 MIM4D_HD LinearAxis<T> linear_axis(T coordinate, T size, bool align, Padding padding) {
   const T scale = (align ? size - T(1) : size) * T(0.5);
-  const T position = (coordinate + T(1)) * scale - T(align ? 0.0 : 0.5);  // in cells
+  // An axis of size 1 may have scale 0, and inf * 0 is NaN; 1e30 lies outside of any grid, in cells too.
+  const T finite = clamp_(coordinate, T(-1e30), T(1e30));
+  const T position = (finite + T(1)) * scale - T(align ? 0.0 : 0.5);  // in cells
   // `border` clamps by definition. With `zeros` both cells lie outside beyond the limits, so that the clamp changes no
   // result and makes any coordinate, infinite ones too, safe to convert to an integer.
   const T first = padding == Padding::border ? T(0) : T(-2);

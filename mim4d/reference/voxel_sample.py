@@ -24,6 +24,7 @@ TRILINEAR, SMOOTHSTEP, BICUBIC, TRICUBIC = range(
 )  # as they cross the dispatcher; csrc/math/modes.h has the same numbers
 ZEROS, BORDER = range(2)
 _A = -0.75  # Keys' parameter
+_FAR = 1e30  # outside of any volume, and finite in float32 in cells too
 
 
 class Taps(NamedTuple):
@@ -141,7 +142,8 @@ def _stencil(
 def axis_taps(coordinate: Tensor, size: int, cubic: bool, smooth: bool, border: bool, align_corners: bool) -> Taps:
     """Taps of one axis. coordinate (P,) in [-1, 1], as in ``torch.nn.functional.grid_sample``."""
     scale = 0.5 * (size - 1) if align_corners else 0.5 * size  # d position / d coordinate
-    position = (coordinate + 1) * scale - (0.0 if align_corners else 0.5)  # (P,)
+    finite = coordinate.clamp(-_FAR, _FAR)  # an axis of size 1 may have scale 0, and inf * 0 is NaN
+    position = (finite + 1) * scale - (0.0 if align_corners else 0.5)  # (P,)
     # Linear and border: the clamp is the definition. Otherwise every tap lies outside beyond these limits, so that the
     # clamp changes nothing and keeps floor() within int64 for any coordinate, infinite ones too.
     low, high = (0.0, size - 1.0) if border and not cubic else (-3.0, size + 2.0)
@@ -150,13 +152,12 @@ def axis_taps(coordinate: Tensor, size: int, cubic: bool, smooth: bool, border: 
     first = position.detach().floor()
     t = position - first
     if cubic:
-        offsets = range(-1, 3)
         weight, slope = _keys(t)
     else:
-        offsets = range(2)
         s, ds = (t * t * (3 - 2 * t), 6 * t * (1 - t)) if smooth else (t, torch.ones_like(t))
         weight, slope = torch.stack((1 - s, s), -1), torch.stack((-ds, ds), -1)
-    cell = first.long().unsqueeze(-1) + torch.tensor(offsets, device=coordinate.device)  # (P, K)
+    step = torch.arange(-1 if cubic else 0, 3 if cubic else 2, device=coordinate.device)  # (K,)
+    cell = first.long().unsqueeze(-1) + step  # (P, K)
     inside = (cell >= 0) & (cell < size)
     if border:
         inside = torch.ones_like(inside)
@@ -187,6 +188,11 @@ def tap_product(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).flatten(1)
 
 
+def inside_product(x: Taps, y: Taps, z: Taps) -> Tensor:
+    """(P, Kz*Ky*Kx) whether a tap of the volume lies inside, in the order of :func:`tap_product`."""
+    return (z.inside[:, :, None, None] & y.inside[:, None, :, None] & x.inside[:, None, None, :]).flatten(1)
+
+
 def _gather(volume: Tensor, rows: Tensor, taps: tuple[Taps, Taps, Taps]) -> Tensor:
     """Values (P, K, C) of the volume at the product of the taps; 0 where a tap is outside, whatever the volume
     holds."""
@@ -194,7 +200,7 @@ def _gather(volume: Tensor, rows: Tensor, taps: tuple[Taps, Taps, Taps]) -> Tens
     x, y, z = taps
     cells = (rows[:, None, None, None] * Z + z.cell[:, :, None, None]) * Y + y.cell[:, None, :, None]
     cells = (cells * X + x.cell[:, None, None, :]).flatten(1)  # (P, K)
-    inside = (z.inside[:, :, None, None] & y.inside[:, None, :, None] & x.inside[:, None, None, :]).flatten(1)
+    inside = inside_product(x, y, z)
     flat = volume.permute(0, 2, 3, 4, 1).flatten(0, 3)  # (B*Z*Y*X, C)
     values = (
         flat.to(taps[0].weight.dtype).index_select(0, cells.flatten()).reshape(*cells.shape, flat.shape[1])

@@ -289,6 +289,19 @@ def test_outside(run: tuple[str, str], mode: str, padding: str) -> None:
         assert not gp[0, 3].any()
 
 
+@each_run
+@each_padding
+def test_an_axis_of_one_voxel_takes_infinities(run: tuple[str, str], padding: str) -> None:
+    """With align_corners every x, y, z is that voxel: d position / d coordinate is 0, and 0 * inf is NaN."""
+    v = volume(1, 2, 1, 1, 1).float()
+    p = torch.tensor([[[torch.inf, 0.0, -torch.inf], [0.5, 1e38, -1e38], [torch.nan, torch.inf, 0.0]]])
+    out, gv, gp = gradients(run, v, p, torch.ones(1, 3, 2), padding_mode=padding, align_corners=True)
+    assert torch.equal(out[0, :2].cpu(), v.flatten().expand(2, 2))
+    assert out[0, 2].isnan().all()
+    assert torch.equal(gv.cpu(), torch.full_like(v, 2.0))
+    assert not gp.any()
+
+
 @each_run_and_mode
 @each_padding
 def test_a_nan_point_gives_a_nan_row_and_no_gradient(run: tuple[str, str], mode: str, padding: str) -> None:
