@@ -40,6 +40,14 @@ def narrow(index: Tensor, n: int) -> Tensor:
     return index.to(torch.int32 if max(n, index.numel()) < 2**31 else torch.int64)
 
 
+def elsewhere(rows: Tensor, index: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """The table with one row of zeros behind it, and the index with the entries that are not ``inside`` pointing there.
+
+    A weight of 0 is not enough for what must not be read: 0 * inf and 0 * NaN are NaN.
+    """
+    return F.pad(rows, (0, 0, 0, 1)), torch.where(inside, index, rows.shape[0])
+
+
 def combine(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """rows (n, C), index (P, K), weight (P, K) -> (P, C)."""
     return _Combine.apply(rows, index, weight)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ._autograd import vjp
-from ._rows import combine, narrow
+from ._rows import combine, elsewhere, narrow
 
 
 def ms_deform_attn(
@@ -47,12 +47,12 @@ def ms_deform_attn(
 
         wx = torch.stack((1 - tx, tx), -1).unsqueeze(-2)
         wy = torch.stack((1 - ty, ty), -1).unsqueeze(-1)
-        weight = wy * wx * attention_weights.to(dtype)[..., None, None]
-        weight = torch.where(inside, weight, 0.0).flatten(0, 2).flatten(1)  # (B*Q*M, L*P*4)
+        weight = (wy * wx * attention_weights.to(dtype)[..., None, None]).flatten(0, 2).flatten(1)  # (B*Q*M, L*P*4)
         item = torch.arange(B, device=device).view(-1, 1, 1, 1, 1, 1, 1)
         head = torch.arange(M, device=device).view(-1, 1, 1, 1, 1)
         index = ((item * S + place.clamp(0, S - 1)) * M + head).flatten(0, 2).flatten(1)
-        rows = value.flatten(0, 2).to(dtype).contiguous()  # (B*S*M, D)
+        rows = value.flatten(0, 2).to(dtype)  # (B*S*M, D)
+        rows, index = elsewhere(rows, index, inside.flatten(0, 2).flatten(1))
         out = combine(rows, narrow(index, rows.shape[0]), weight)  # (B*Q*M, D)
     return out.to(value.dtype).reshape(B, Q, M * D)
 

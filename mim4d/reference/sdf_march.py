@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._autograd import vjp
-from ._rows import combine, dot, narrow
-from .voxel_sample import BICUBIC, BORDER, SMOOTHSTEP, TRICUBIC, Taps, axis_taps, tap_product
+from ._rows import combine, dot, elsewhere, narrow
+from .voxel_sample import BICUBIC, BORDER, SMOOTHSTEP, TRICUBIC, Taps, axis_taps, inside_product, tap_product
 
 BETA = 100.0  # of the SDF decoder's softplus
 _LINEAR = 80.0  # softplus(y) = y beyond this: e^-80 is nothing even in fp64, and e^80 is finite even in fp32
@@ -179,9 +179,9 @@ def _points(origins: Tensor, directions: Tensor, t: Tensor) -> Tensor:
 class _Place(NamedTuple):
     """Where P points read the volume."""
 
-    rows: Tensor  # (B*Z*Y*X, C) the volume, one row a cell
+    rows: Tensor  # (B*Z*Y*X + 1, C) the volume, one row a cell, and zeros for what lies outside
     cells: Tensor  # (P, K) rows that a point reads
-    taps: tuple[Taps, Taps, Taps]  # of the axes x, y, z, zero where they lie outside
+    taps: tuple[Taps, Taps, Taps]  # of the axes x, y, z
     scale: tuple[float, ...]  # d u / d p per axis
 
     def features(self) -> Tensor:
@@ -208,16 +208,15 @@ def _locate(
     for axis, size in enumerate(reversed(sizes)):
         u = (points[axis] - aabb[axis]) * scale[axis] - 1  # (P,)
         cubic = mode == TRICUBIC or (mode == BICUBIC and axis < 2)
-        tap = axis_taps(u, size, cubic, mode == SMOOTHSTEP, padding_mode == BORDER, align_corners)
-        weight, slope = (torch.where(tap.inside, t, 0.0) for t in (tap.weight, tap.slope))
-        taps.append(tap._replace(weight=weight, slope=slope))
+        taps.append(axis_taps(u, size, cubic, mode == SMOOTHSTEP, padding_mode == BORDER, align_corners))
     x, y, z = taps
     Z, Y, X = sizes
     P = points.shape[1]
     item = torch.arange(B, device=volume.device).unsqueeze(1).expand(B, P // max(B, 1)).reshape(-1, 1)  # (P, 1)
     column = ((item * Z + z.cell).unsqueeze(2) * Y + y.cell.unsqueeze(1)).flatten(1)  # (P, Kz*Ky)
     index = (column.unsqueeze(2) * X + x.cell.unsqueeze(1)).flatten(1)  # (P, K) as tap_product
-    rows = volume.permute(0, 2, 3, 4, 1).flatten(0, 3).to(points.dtype).contiguous()
+    rows = volume.permute(0, 2, 3, 4, 1).flatten(0, 3).to(points.dtype)
+    rows, index = elsewhere(rows, index, inside_product(x, y, z))
     return _Place(rows, narrow(index, rows.shape[0]), (x, y, z), scale)
 
 

@@ -47,10 +47,11 @@ def voxel_pool(
         pixels = features.permute(0, 1, 3, 4, 2).flatten(0, 3).to(dtype).contiguous()  # (B*N*H*W, C)
         weight = depth_probs.permute(0, 1, 3, 4, 2).flatten(0, 3).to(dtype)  # (B*N*H*W, D)
         index = _rows_of(cells, grid_shape).permute(0, 1, 3, 4, 2).flatten(0, 3)  # (B*N*H*W, D)
+        n = B * _volume(grid_shape)
+        weight = torch.where(index < n, weight, 0.0)  # so that no gradient asks what a dropped point would have brought
         # From the order (b,n,d,h,w) of the points to the order (b,n,h,w,d) of weight and index.
         pixel = points // (D * H * W) * (H * W) + points % (H * W)
         entry = pixel * D + points // (H * W) % D
-        n = B * _volume(grid_shape)
         out = spread(pixels, index, weight, n + 1, Plan(entry, starts))[:n]  # (B*Z*Y*X, C), without the dropped
         out = out.to(features.dtype).reshape(B, *grid_shape, C).permute(0, 4, 1, 2, 3)
     return out.contiguous(memory_format=torch.channels_last_3d)

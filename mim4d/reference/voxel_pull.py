@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ._autograd import vjp
-from ._rows import combine, narrow
-from .voxel_sample import Taps, axis_taps, tap_product
+from ._rows import combine, elsewhere, narrow
+from .voxel_sample import Taps, axis_taps, inside_product, tap_product
 
 
 def voxel_pull(features: Sequence[Tensor], depth_probs: Sequence[Tensor], uvd: Tensor) -> Tensor:
@@ -37,10 +37,13 @@ def voxel_pull(features: Sequence[Tensor], depth_probs: Sequence[Tensor], uvd: T
             voxel = ((camera * D + z.cell).unsqueeze(2) * H + y.cell.unsqueeze(1)).flatten(1)  # (P, 4) z, y
             voxel = (voxel.unsqueeze(2) * W + x.cell.unsqueeze(1)).flatten(1)  # (P, 8) z, y, x
             column = probs.flatten().unsqueeze(1).to(uvd.dtype)  # (B*N*D*H*W, 1)
+            around = (y.inside.unsqueeze(2) & x.inside.unsqueeze(1)).flatten(1) & seen.unsqueeze(-1)  # (P, 4)
+            column, voxel = elsewhere(column, voxel, inside_product(x, y, z) & seen.unsqueeze(-1))
             belief = combine(column, narrow(voxel, len(column)), tap_product(x.weight, y.weight, z.weight))  # (P, 1)
-            weight = (y.weight.unsqueeze(2) * x.weight.unsqueeze(1)).flatten(1) * belief  # (P, 4)
-            weight = torch.where(seen.unsqueeze(-1), weight, 0.0)
-            rows = image.permute(0, 1, 3, 4, 2).flatten(0, 3).to(uvd.dtype).contiguous()  # (B*N*H*W, C)
+            weight = (y.weight.unsqueeze(2) * x.weight.unsqueeze(1)).flatten(1)  # (P, 4)
+            weight = torch.where(around, weight * belief, 0.0)
+            rows = image.permute(0, 1, 3, 4, 2).flatten(0, 3).to(uvd.dtype)  # (B*N*H*W, C)
+            rows, pixel = elsewhere(rows, pixel, around)
             pixel, weight = (t.view(B, N, V, 4).transpose(1, 2).reshape(B * V, N * 4) for t in (pixel, weight))
             out = out + combine(rows, narrow(pixel, len(rows)), weight)  # (B*V, C)
     return out.to(features[0].dtype).view(B, V, features[0].shape[2]).transpose(1, 2)
@@ -54,6 +57,5 @@ def voxel_pull_backward(
 
 
 def _taps(coordinate: Tensor, size: int) -> Taps:
-    """Linear taps of one axis; those outside weigh 0."""
-    taps = axis_taps(coordinate, size, cubic=False, smooth=False, border=False, align_corners=False)
-    return taps._replace(weight=torch.where(taps.inside, taps.weight, 0.0))
+    """Linear taps of one axis."""
+    return axis_taps(coordinate, size, cubic=False, smooth=False, border=False, align_corners=False)

@@ -354,3 +354,20 @@ def test_a_wrong_level_is_dropped_where_nobody_checks() -> None:
     fewer["attention_weights"] = args["attention_weights"].clone()
     fewer["attention_weights"][:, :, :, 2] = 0
     torch.testing.assert_close(RAW(*args.values()), RAW(*fewer.values()))
+
+
+@PATHS
+@pytest.mark.parametrize("odd", [float("inf"), float("nan")])
+def test_what_lies_outside_is_not_read(run: Callable[..., Tensor], odd: float) -> None:
+    """A clamped cell with weight 0 would be read: 0 * inf is NaN."""
+    args = case(B=1, Q=4, M=1, P=1, shapes=((2, 2),))
+    value, location, weight = (args[k] for k in ("value", "sampling_locations", "attention_weights"))
+    location[:] = torch.tensor([-0.1, -0.1], dtype=torch.float64)  # reads cell 0 and three cells outside
+    location[0, 1:] = torch.tensor([7.0, float("nan")], dtype=torch.float64)
+    value[:, 1:] = odd
+    for t in (value, location, weight):
+        t.requires_grad_()
+    out = run(args)
+    grads = torch.autograd.grad(out.sum(), (value, location, weight))
+    assert out[0, 0].all()
+    assert all(t.isfinite().all() for t in (out, *grads))

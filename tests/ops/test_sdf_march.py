@@ -613,3 +613,19 @@ def test_errors_of_one_weight(name: str, i: int, shape: str) -> None:
     args[name][i] = args[name][i].double()
     with pytest.raises(TypeError, match=r"is torch\.float64, wanted float16, bfloat16 or float32"):
         ops.sdf_march(**args)
+
+
+@PATHS
+@pytest.mark.parametrize("odd", [float("inf"), float("nan")])
+def test_what_lies_outside_is_not_read(run: Callable[..., Any], odd: float) -> None:
+    """Rays beyond the low x face, over a volume that is odd but for its first slice in x."""
+    args = scene(B=1)
+    args["origins"] = torch.tensor([-1.15, 0.0, 0.0], dtype=torch.float64).expand(1, 2, 3).clone()  # 0.4 cells out
+    args["directions"][:] = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    args["edges"][:] = torch.linspace(0, 2, 6, dtype=torch.float64)  # and out of the far y face
+    args["volume"][..., 1:] = odd
+    require(args)
+    out = run(args)
+    grads = torch.autograd.grad(sum(o.sum() for o in out), leaves(args), allow_unused=True)
+    assert all(t.isfinite().all() for t in (*out, *(g for g in grads if g is not None)))
+    assert grads[0][..., 0].any()

@@ -284,3 +284,16 @@ def test_a_wrong_cell_is_dropped_where_nobody_checks() -> None:
     right[0, 0, 0] = -1
     out = RAW(depth, features, wrong, *pool_index(wrong, GRID), list(GRID))
     torch.testing.assert_close(out, dense(depth, features, right))
+
+
+@PATHS
+@pytest.mark.parametrize("odd", [float("inf"), float("nan")])
+def test_a_dropped_point_asks_for_nothing(run: Callable[..., Tensor], odd: float) -> None:
+    depth, features, cells = case(B=1)
+    cells[0, 0], cells[0, 1, 2] = -1, -1
+    features[0, 0], depth[0, 1, 2] = odd, odd
+    depth.requires_grad_(), features.requires_grad_()
+    out = run(depth, features, cells)
+    by_depth, by_feature = torch.autograd.grad(out.sum(), (depth, features))
+    assert all(t.isfinite().all() for t in (out, by_depth, by_feature))
+    assert not by_depth[cells < 0].any()

@@ -253,3 +253,18 @@ def test_errors_of_mixed_features() -> None:
     features[2] = features[2].float()[:, :, :2]
     with pytest.raises(ValueError, match=r"features\[2\] has shape \(2, 3, 2, 2, 3\), wanted \(2, 3, 4, H, W\)"):
         ops.voxel_pull(features, depth, uvd)
+
+
+@PATHS
+@pytest.mark.parametrize("odd", [float("inf"), float("nan")])
+def test_what_no_camera_sees_is_not_read(run: Callable[..., Tensor], odd: float) -> None:
+    """A clamped cell with weight 0 would be read: 0 * inf is NaN."""
+    features, depth, uvd = case(B=1, N=3, V=1, sizes=((2, 2),))
+    uvd[:] = torch.tensor([-0.9, -0.9, -0.9], dtype=torch.float64)  # the first pixel and bin, and taps outside
+    uvd[0, 1] = 1.5  # not seen
+    features[0][:, :2, :, 1], features[0][:, :2, :, :, 1], depth[0][:, :2, :, 1], depth[0][:, :2, 1:] = (odd,) * 4
+    features[0][:, 1], depth[0][:, 1] = odd, odd
+    leaves = [features[0].requires_grad_(), depth[0].requires_grad_(), uvd.requires_grad_()]
+    out = run(features, depth, uvd)
+    assert out.all()
+    assert all(t.isfinite().all() for t in (out, *torch.autograd.grad(out.sum(), leaves)))
