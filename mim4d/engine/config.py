@@ -321,6 +321,10 @@ def differences(old: PretrainConfig, new: PretrainConfig) -> list[str]:
 
 def check(config: PretrainConfig) -> None:
     """Raise :class:`UserError` for values that cannot be meant, naming the key."""
+    for key, value in flatten(config).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"--{key.replace('_', '-')} {value!r} must be finite")
     config.data.check()
     config.model.check()
     config.train.check()

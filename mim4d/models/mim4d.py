@@ -111,6 +111,7 @@ class ModelConfig:
             ("bounds", any(l >= h for l, h in zip(self.bounds[:3], self.bounds[3:], strict=True)), "needs min < max"),
             ("grid", min(self.grid) < 1, "must be positive"),
             ("channels", self.channels < 1, "must be positive"),
+            ("drop-path", not 0 <= self.drop_path < 1, "must be in [0, 1)"),
             ("feature-stride", self.feature_stride not in (4, 8, 16, 32), "must be 4, 8, 16 or 32"),
             ("neck-channels", self.neck_channels < 1, "must be positive"),
             ("lift-channels", self.lift_channels < 1, "must be positive"),
@@ -130,6 +131,9 @@ class ModelConfig:
             ("n-uniform", self.n_uniform < 1, "must be positive"),
             ("n-importance", self.n_importance < 0, "must not be negative"),
             ("near", self.near <= 0, "must be positive"),
+            ("background", any(not 0 <= c <= 1 for c in self.background), "is a colour: it must be in [0, 1]"),
+            ("rgb-weight", not self.rgb_weight >= 0, "must not be negative"),
+            ("depth-weight", not self.depth_weight >= 0, "must not be negative"),
             ("render-chunk", self.render_chunk < 1, "must be positive"),
             ("direct", not (self.direct or self.reconstructed), "and reconstructed are off: nothing to learn"),
         ):

@@ -122,6 +122,25 @@ def test_values_that_cannot_be_meant_are_refused(key, value):
         configs.check(config)
 
 
+@pytest.mark.parametrize(
+    ("branch", "key", "value"),
+    [
+        ("data", "tolerance", float("nan")),
+        ("data", "offsets", (float("nan"), 0.0)),
+        ("data", "lidar_bounds", (-1.0, -1.0, -1.0, 1.0, float("inf"), 1.0)),
+        ("model", "near", float("inf")),
+        ("model", "bounds", (-1.0, -1.0, float("-inf"), 1.0, 1.0, 1.0)),
+        ("model", "rgb_weight", float("nan")),
+        ("train", "epochs", float("inf")),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_everywhere(branch, key, value):
+    config = configs.default_config()
+    setattr(getattr(config, branch), key, value)
+    with pytest.raises(UserError, match=f"--{branch}.{key.replace('_', '-')} .* must be finite"):
+        configs.check(config)
+
+
 def test_steps_follow_from_epochs():
     train = configs.TrainConfig(steps=0, epochs=2.5)
     assert configs.total_steps(train, clips=10, clips_per_step=4) == 7  # 25 clips in steps of 4

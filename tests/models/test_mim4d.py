@@ -303,6 +303,11 @@ def test_a_state_dict_holds_what_was_learned_and_nothing_else() -> None:
     [
         ({"grid": (0, 8, 3)}, "--model.grid"),
         ({"mask_ratio": 1.0}, "--model.mask-ratio"),
+        ({"drop_path": 1.0}, "--model.drop-path"),
+        ({"drop_path": float("nan")}, "--model.drop-path"),
+        ({"rgb_weight": -1.0}, "--model.rgb-weight"),
+        ({"depth_weight": -0.5}, "--model.depth-weight"),
+        ({"background": (0.0, 1.5, 0.0)}, "--model.background"),
         ({"short_heads": 3}, "--model.short-heads"),
         ({"short_dim": 0, "long_dim": 0}, "both 0"),
         ({"depth_min": 60.0}, "--model.depth-min"),
