@@ -20,6 +20,7 @@ from mim4d.models import MIM4D
 Numbers = dict[str, float]
 
 DIRECT, RECONSTRUCTED, TRIVIAL = "direct", "reconstructed", "trivial"
+TRIVIAL_RECONSTRUCTED = "trivial_reconstructed"
 
 
 @dataclass
@@ -80,7 +81,8 @@ def evaluate(
         indices: which of them; shared out among the processes.
         processes: device and reduction.
         display: for the progress bar.
-        trivial: the constant guess, measured on the same rays when given.
+        trivial: the constant guess, measured when given: as "trivial" on the rays of "direct", and as
+            "trivial_reconstructed" on those of "reconstructed".
         workers: processes that read ahead.
         title: what the bar says.
 
@@ -92,7 +94,8 @@ def evaluate(
     batches = load_batches(clips, [[(0, index)] for index in own], collate, min(workers, len(own) // 4), pin=False)
     paths = [DIRECT]
     paths += [RECONSTRUCTED] * (model.config.reconstructed and len(clips.config.offsets) > 1)
-    paths += [TRIVIAL] * (trivial is not None)
+    if trivial is not None:
+        paths += [TRIVIAL, *([TRIVIAL_RECONSTRUCTED] * (RECONSTRUCTED in paths))]
     errors = {path: RayErrors() for path in paths}
     with evaluating(model):
         for host_batch in display.track(batches, title, len(own)):
@@ -109,4 +112,6 @@ def evaluate(
                 camera = torch.arange(batch.rays.depth.shape[2])[:, None]  # (N, 1)
                 rgb, depth = trivial.predict(camera, batch.rays.pixels[..., 1])  # (B, K, N, R, 3), (B, K, N, R)
                 errors[TRIVIAL].add(rgb, depth, batch.rays, batch.target_valid[:, :, None, None])
+                if RECONSTRUCTED in paths:
+                    errors[TRIVIAL_RECONSTRUCTED].add(rgb, depth, batch.rays, rebuilt[:, :, None, None])
     return {path: error.numbers(processes) for path, error in errors.items()}

@@ -28,7 +28,7 @@ from mim4d.engine import config as configs
 from mim4d.engine.batches import StepSampler, Stream, load_batches, mix, spread
 from mim4d.engine.config import PretrainConfig
 from mim4d.engine.environment import check_backend, facts
-from mim4d.engine.evaluate import DIRECT, RECONSTRUCTED, TRIVIAL, Numbers, evaluate
+from mim4d.engine.evaluate import DIRECT, RECONSTRUCTED, TRIVIAL, TRIVIAL_RECONSTRUCTED, Numbers, evaluate
 from mim4d.engine.logbook import Logbook, Means, write_json
 from mim4d.engine.optim import build_optimizer, lr_factor, peak_lr, set_lr
 from mim4d.engine.progress import Display, clock
@@ -263,7 +263,10 @@ def _measure_before(job: Job, parameters: int) -> dict[str, Any]:
         "environment": environment,
     }
     if RECONSTRUCTED in numbers:
-        summary["val_reconstructed"] = {"before": numbers[RECONSTRUCTED], "trivial": guess}
+        summary["val_reconstructed"] = {
+            "before": numbers[RECONSTRUCTED],
+            "trivial": numbers[TRIVIAL_RECONSTRUCTED],
+        }
     if job.is_main:
         write_json(job.run / folder.SUMMARY, summary)
     return summary
