@@ -226,7 +226,7 @@ def _depths(run: RunFolder) -> str:
             depth = getattr(renders, f"depth_{suffix}")[index]
             opacity = getattr(renders, f"opacity_{suffix}")
             drawn = figures.rendered_depth(depth, None if opacity is None else opacity[index])
-            truth, rendered = shot.at_lidar(index, depth)
+            truth, rendered = renders.at_lidar(index, depth)  # its own stride: it may be drawn finer
             error = np.abs(rendered - truth)
             off = "no LiDAR hit to compare with" if not len(truth) else "no number"
             if np.isfinite(error).any():

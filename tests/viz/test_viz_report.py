@@ -241,6 +241,8 @@ def test_unfinished_run_says_so_and_shows_before_only(unfinished_run: Path, read
     assert "9.81 m" in text  # the untrained model and the trivial guess have been measured
     assert "6.14 m" in text
     assert "mim4d pretrain --out unfinished" in text
+    assert "draw what its newest checkpoint sees" in text
+    assert "this page anew" not in text
     assert len(written.of("img")) == 5 + 12 + 12 + 12 + 1
 
 
@@ -301,6 +303,16 @@ def test_synthetic_data_are_named_at_the_top(tmp_path: Path) -> None:
     wanted = "mim4d world data/world --seed=3 --scenes=10 --seconds=8.0 --image-size=128x224"
     assert wanted in again.text("code")
     assert "not written down" not in again.text()
+
+
+def test_errors_use_the_stride_of_their_own_pictures(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", frames=1)
+    before = [row["alt"] for row in Page(write_report(run).read_text()).of("img")]
+    arrays = dict(np.load(run / "renders" / "after.npz"))
+    for name in ("rgb_direct", "depth_direct", "opacity_direct"):
+        arrays[name] = arrays[name].repeat(2, axis=1).repeat(2, axis=2)
+    np.savez(run / "renders" / "after.npz", **{**arrays, "stride": np.array(2)})  # as mim4d render --stride 2 does
+    assert [row["alt"] for row in Page(write_report(run).read_text()).of("img")] == before
 
 
 def test_lidar_left_out_is_said(tmp_path: Path, finished: Page) -> None:
