@@ -69,9 +69,13 @@ def load() -> None:
     """Load the native libraries. To be called once, after the last :func:`define`."""
     if env.CPU_ISA.get() not in ("", "base", "avx2", "avx512"):
         raise ValueError(f"{env.CPU_ISA.name} is {env.CPU_ISA.get()!r}, wanted base, avx2 or avx512")
-    for name, _ in KEYS.values():
+    skipped = {name.strip() for name in env.SKIP.get().split(",")} - {""}
+    known = [name for name, _ in KEYS.values()]
+    if not skipped <= set(known):
+        raise ValueError(f"{env.SKIP.name} is {env.SKIP.get()!r}, wanted names of {', '.join(known)}, or nothing")
+    for name in known:
         path = _ROOT / f"{name}.so"
-        if name in env.SKIP.get().split(","):
+        if name in skipped:
             failures[name] = f"switched off by {env.SKIP.name}"
         elif not path.exists():
             failures[name] = f"{path.name} is not built (pip install --no-build-isolation -e ., with nvcc for ops_cuda)"

@@ -73,6 +73,9 @@ def test_unknown_names_are_refused() -> None:
     done = python("import mim4d.ops", MIM4D_CPU_ISA="avx")
     assert done.returncode != 0
     assert "MIM4D_CPU_ISA is 'avx', wanted base, avx2 or avx512" in done.stderr
+    done = python("import mim4d.ops", MIM4D_SKIP="ops_cpu,cuda")
+    assert done.returncode != 0
+    assert "MIM4D_SKIP is 'ops_cpu,cuda', wanted names of ops_cpu, ops_cuda, or nothing" in done.stderr
 
 
 def test_use_backend_ends_with_an_exception() -> None:
@@ -145,7 +148,7 @@ def test_nothing_loaded_still_works() -> None:
         "print(float(ops.voxel_sample(v, torch.zeros(1, 3, 3)).sum()), float(v.grad.sum()))\n"
         "print(backends.report())"
     )
-    done = python(program, MIM4D_SKIP="ops_cpu,ops_cuda")
+    done = python(program, MIM4D_SKIP="ops_cpu, ops_cuda")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("6.0 6.0\n")
     assert "ops_cpu: switched off by MIM4D_SKIP" in done.stdout
