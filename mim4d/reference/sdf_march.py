@@ -167,7 +167,24 @@ def transmittance(alpha: Tensor) -> Tensor:
     Through logarithms, which the 1e-7 keeps finite: the derivative of ``cumprod`` would ask whether a factor is zero, a
     synchronisation on a GPU.
     """
-    return F.pad(torch.log(1 - alpha + 1e-7).cumsum(-1), (1, 0))[..., :-1].exp()
+    return F.pad(_running_sum(torch.log(1 - alpha + 1e-7)), (1, 0))[..., :-1].exp()
+
+
+def _running_sum(x: Tensor) -> Tensor:
+    """``cumsum`` along the last axis, which on a GPU has no deterministic form that torch would allow."""
+    if x.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        return _doubling_sum(x)
+    return x.cumsum(-1)
+
+
+def _doubling_sum(x: Tensor) -> Tensor:
+    """``cumsum`` along the last axis in log2(n) additions; a product with a triangle would round to TF32 where that is
+    allowed."""
+    reach = 1  # every element holds the sum of so many
+    while reach < x.shape[-1]:
+        x = x + F.pad(x, (reach, 0))[..., :-reach]
+        reach *= 2
+    return x
 
 
 def _points(origins: Tensor, directions: Tensor, t: Tensor) -> Tensor:
@@ -319,7 +336,7 @@ def _section_weights(sdf: Tensor, start: Tensor, sharpness: float) -> Tensor:
 def _inverse_cdf(edges: Tensor, weight: Tensor, u: Tensor) -> Tensor:
     """edges (B,R,U+1), weight (B,R,U) of sections -> positions (B,R,J) below which fractions u of the weight lie."""
     lack = F.relu(1e-5 - weight.sum(-1, keepdim=True))  # (B, R, 1)
-    mass = F.pad((weight + lack / weight.shape[-1]).cumsum(-1), (1, 0))  # (B, R, U+1)
+    mass = F.pad(_running_sum(weight + lack / weight.shape[-1]), (1, 0))  # (B, R, U+1)
     # Fractions of the last running sum, which need not be 1 in floating point: so u < 1 never falls behind the last
     # section that has weight.
     wanted = (u * mass[..., -1:]).contiguous()  # (B, R, J)

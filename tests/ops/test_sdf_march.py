@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 
 import mim4d.ops as ops
 from mim4d.ops._modes import MODES, PADDING
+from mim4d.reference import sdf_march as reference
 
 BOX = (-1.0, -0.8, -0.2, 1.0, 0.9, 0.3)
 OUTPUTS = ("rgb", "depth", "opacity", "sdf", "gradient", "weights")
@@ -629,3 +630,27 @@ def test_what_lies_outside_is_not_read(run: Callable[..., Any], odd: float) -> N
     grads = torch.autograd.grad(sum(o.sum() for o in out), leaves(args), allow_unused=True)
     assert all(t.isfinite().all() for t in (*out, *(g for g in grads if g is not None)))
     assert grads[0][..., 0].any()
+
+
+def test_the_running_sum_of_deterministic_mode() -> None:
+    """What replaces ``cumsum`` on a GPU: the same sums, the same gradient."""
+    x = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    got, want = reference._doubling_sum(x), x.cumsum(-1)
+    torch.testing.assert_close(got, want, rtol=1e-14, atol=1e-14)
+    by_got, by_want = (torch.autograd.grad(out.square().sum(), x)[0] for out in (got, want))
+    torch.testing.assert_close(by_got, by_want)
+    assert reference._doubling_sum(x[..., :0]).shape == (2, 3, 0)
+
+
+@pytest.mark.gpu
+def test_deterministic_mode_on_a_gpu() -> None:
+    args = {k: [t.cuda() for t in v] if isinstance(v, list) else v for k, v in scene(dtype=torch.float32).items()}
+    args = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in args.items()}
+    want = by_wrapper(args)
+    torch.use_deterministic_algorithms(True)
+    try:
+        got = by_wrapper(args)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
