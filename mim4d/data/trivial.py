@@ -6,6 +6,7 @@ has learned something only where it beats this.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,9 @@ class Trivial:
         return self.rgb[index, row].to(y.device), self.depth[index, row].to(y.device)
 
 
-def fit_trivial(dataset: ClipDataset, *, limit: int = 500) -> Trivial:
+def fit_trivial(
+    dataset: ClipDataset, *, limit: int = 500, progress: Callable[[int, int], None] | None = None
+) -> Trivial:
     """Average all LiDAR returns in the key frames of a training set (those that are not held out, not only drawn ones).
 
     A row without a return takes its camera's mean, a camera without any the mean of all.
@@ -47,17 +50,21 @@ def fit_trivial(dataset: ClipDataset, *, limit: int = 500) -> Trivial:
     Args:
         dataset: training clips.
         limit: at most this many clips are read, evenly spaced: the means of more would differ by less than it costs.
+        progress: called with (clips read, clips to read) after each.
 
     Raises:
         UserError: there is no LiDAR return at all.
     """
     cameras, height = len(dataset.config.cameras), dataset.config.image_size[0]
     sums = np.zeros((cameras, height, 5))  # returns, depth, r, g, b
-    for index in np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().astype(int)):
+    indices = np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().astype(int))
+    for done, index in enumerate(indices, start=1):
         for camera, (view, hits) in enumerate(dataset.key_cameras(int(index), drawn_only=True)):
             row = hits.pixel // view.image.shape[1]  # (P,)
             values = np.column_stack([np.ones(len(hits)), hits.depth, sample_colour(view.image, hits.uv)])  # (P, 5)
             np.add.at(sums[camera], row, values)
+        if progress is not None:
+            progress(done, len(indices))
     per_camera = sums.sum(axis=1)  # (N, 5)
     total = per_camera.sum(axis=0)  # (5,)
     if not total[0]:

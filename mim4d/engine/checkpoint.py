@@ -51,7 +51,7 @@ def save(
     checkpoints as they were. ``state`` must be fit for JSON; the step is added to it.
     """
     final = folder(run, step)
-    if final.is_dir():  # deterministic, so the same content
+    if final.is_dir():  # a run computes the same again, so the same content, tensor by tensor
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.parent / f".{final.name}.tmp"

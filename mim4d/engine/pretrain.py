@@ -91,6 +91,7 @@ def pretrain(config: PretrainConfig, run: Path) -> dict[str, Any]:
     display = Display(quiet=not accelerator.is_main_process)
     check_backend(accelerator.device)
     with _warnings_as_lines(display):
+        display.line(f"reading {config.data.root}")
         train_clips, val_clips = open_datasets(config.data, seed=config.train.seed)
         processes = accelerator.num_processes
         stream = Stream(len(train_clips), config.train.batch, config.train.accumulate, processes, config.train.seed)
@@ -202,7 +203,10 @@ def _work(job: Job) -> dict[str, Any]:
 def _measure(job: Job, when: str, trivial: bool) -> dict[str, Numbers]:
     """Held-out numbers and pictures; ``when`` is before or after."""
     config, run = job.config, job.run
-    guess = fit_trivial(job.train_clips) if trivial else None
+    guess = None
+    if trivial:
+        with job.display.count("averaging the training images for the constant guess") as progress:
+            guess = fit_trivial(job.train_clips, progress=progress)
     indices = spread(len(job.val_clips), config.train.val_clips)
     numbers = evaluate(
         job.model,
@@ -220,6 +224,7 @@ def _measure(job: Job, when: str, trivial: bool) -> dict[str, Numbers]:
         for path, errors in numbers.items():
             job.book.evaluation(job.step, {f"{name}_{path}": value for name, value in errors.items()})
     if job.is_main:
+        job.display.line(f"drawing the pictures {when} training")
         index = picture_clip(job.val_clips)
         with job.accelerator.autocast():
             arrays = draw(
@@ -287,6 +292,7 @@ def _measure_after(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
         from mim4d.viz.report import write_report
 
         write_json(job.run / folder.SUMMARY, summary)
+        job.display.line("writing the report")
         report = write_report(job.run)
         before, after = summary["val"]["before"]["depth_l1_m"], numbers[DIRECT]["depth_l1_m"]
         job.display.line(

@@ -48,6 +48,22 @@ class Rate:
         return f"{self.seconds:.2f} s/step" if self.seconds >= 0.1 else f"{1.0 / self.seconds:.1f} steps/s"
 
 
+class Ticker:
+    """Without a bar: how far a long count has come, as a plain line every ``SECONDS`` seconds."""
+
+    SECONDS = 5.0
+
+    def __init__(self, display: Display, title: str) -> None:
+        self._display, self._title = display, title
+        self._last = time.perf_counter()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if now - self._last >= self.SECONDS:
+            self._last = now
+            self._display.line(f"{self._title}: {done} of {total}")
+
+
 class Display:
     """Lines and bars on standard output; silent where ``quiet`` (all processes of a run but the first)."""
 
@@ -66,10 +82,13 @@ class Display:
             print(text, flush=True)
 
     def track(self, entries: Iterable[T], title: str, total: int) -> Iterator[T]:
-        """Iterate with a bar that goes away at the end (terminal only; elsewhere one line at the start)."""
+        """Iterate with a bar that goes away at the end (elsewhere a line at the start and every few seconds)."""
         if not self.live:
             self.line(title)
-            yield from entries
+            tick = Ticker(self, title)
+            for done, entry in enumerate(entries, start=1):
+                yield entry
+                tick(done, total)
             return
         with self._bar() as bar:
             task = bar.add_task(title, total=total, note="")
@@ -79,9 +98,9 @@ class Display:
 
     @contextmanager
     def count(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """A callback (done, total) that moves a bar; without a terminal it does nothing."""
+        """A callback (done, total) that moves a bar; without a terminal, a line every few seconds."""
         if not self.live:
-            yield lambda done, total: None
+            yield Ticker(self, title)
             return
         with self._bar() as bar:
             task = bar.add_task(title, total=None, note="")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mim4d.engine.logbook import Logbook, Means, read_rows, write_json
-from mim4d.engine.progress import Display, Rate, StepDisplay, clock
+from mim4d.engine.progress import Display, Rate, StepDisplay, Ticker, clock
 
 
 def test_rows_are_appended_and_mirrored(tmp_path):
@@ -80,3 +80,23 @@ def test_without_a_terminal_progress_is_plain_lines(monkeypatch):
     assert all("left" in line and "\x1b" not in line for line in lines)
     assert Display(quiet=True).line("nothing") is None
     assert len(out.getvalue().splitlines()) == 3
+
+
+def test_without_a_terminal_a_long_count_says_how_far_it_is(monkeypatch):
+    out = io.StringIO()
+    now = [0.0]
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr("mim4d.engine.progress.time.perf_counter", lambda: now[0])
+    display = Display()
+    with display.count("making") as tick:
+        for done in range(1, 13):  # a second each
+            now[0] += 1.0
+            tick(done, 12)
+    for _ in display.track(range(2), "evaluating", 2):
+        now[0] += Ticker.SECONDS
+    lines = ["making: 5 of 12", "making: 10 of 12", "evaluating", "evaluating: 1 of 2", "evaluating: 2 of 2"]
+    assert out.getvalue().splitlines() == lines
+    with Display(quiet=True).count("making") as tick:
+        now[0] += 60.0
+        tick(1, 2)
+    assert out.getvalue().splitlines() == lines

@@ -144,6 +144,15 @@ def test_seeds(whole, tiny, tmp_path):
     assert read_rows(tmp_path / "other" / "metrics.jsonl")[0]["loss"] != read_rows(whole / "metrics.jsonl")[0]["loss"]
 
 
+def test_long_work_is_announced(tiny, tmp_path, capsys):
+    tiny.train.steps = 1
+    job.pretrain(tiny, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert out.startswith(f"reading {tiny.data.root}\n")
+    for line in ("drawing the pictures before training", "drawing the pictures after training", "writing the report"):
+        assert f"\n{line}\n" in out
+
+
 def test_a_finished_run_says_so(whole, capsys):
     rows, stamp = losses(whole), (whole / "summary.json").stat().st_mtime_ns
     assert main(["pretrain", "--out", str(whole)]) == 0
