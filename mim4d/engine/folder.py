@@ -105,14 +105,18 @@ def read_summary(run: Path) -> dict[str, Any]:
         if not isinstance(content.get(key), kind):
             raise UserError(f"{path} is damaged ({key} is missing or wrong); {_MEND}")
     for group in ("val", "val_reconstructed"):
-        measured = content.get(group, {})
-        for when, numbers in measured.items() if isinstance(measured, dict) else [("", None)]:
-            for name in ERRORS:
-                value = numbers.get(name, "") if isinstance(numbers, dict) else ""
-                if not isinstance(value, (int, float, type(None))):
-                    raise UserError(f"{path} is damaged ({group} {when} has no number {name}); {_MEND}")
-                numbers[name] = float("nan") if value is None else value
+        moments = content.get(group, {})
+        if not isinstance(moments, dict):
+            raise UserError(f"{path} is damaged ({group} must hold keys and values); {_MEND}")
+        for when, numbers in moments.items():
+            if not isinstance(numbers, dict) or not all(_is_error(numbers.get(name, "")) for name in ERRORS):
+                raise UserError(f"{path} is damaged ({group} {when} needs the numbers {', '.join(ERRORS)}); {_MEND}")
+            numbers.update({name: float("nan") for name in ERRORS if numbers[name] is None})
     return content
+
+
+def _is_error(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 @contextmanager

@@ -168,9 +168,12 @@ def test_a_finished_run_says_so(whole, capsys):
         ("{", "cannot read"),
         ('{"finished": true}', "steps is missing"),
         ('{"finished": true, "steps": 4}', "val is missing"),
-        ('{"finished": false, "steps": 4, "val": {"before": {}, "trivial": {}}}', "val before has no number rgb_l1"),
-        ('{"finished": false, "steps": 4, "val": {"before": 3}}', "val before has no number rgb_l1"),
-        ('{"finished": false, "steps": 4, "val": {}, "val_reconstructed": []}', "val_reconstructed  has no number"),
+        (
+            '{"finished": false, "steps": 4, "val": {"before": {}, "trivial": {}}}',
+            "val before needs the numbers rgb_l1",
+        ),
+        ('{"finished": false, "steps": 4, "val": {"before": 3}}', "val before needs the numbers rgb_l1"),
+        ('{"finished": false, "steps": 4, "val": {}, "val_reconstructed": []}', "val_reconstructed must hold keys"),
         ('{"finished": false, "steps": 4, "val": {}}', "no usable summary.json"),
     ],
 )
@@ -185,7 +188,7 @@ def test_a_damaged_summary_is_one_line_naming_the_file(content, words, whole, ca
     line = capsys.readouterr().err
     assert len(line.splitlines()) == 1
     assert "summary.json" in line
-    assert " ".join(words.split()) in line
+    assert words in line
 
 
 def test_null_in_a_summary_is_not_a_number(tmp_path):
