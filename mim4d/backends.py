@@ -9,6 +9,7 @@ backend by name; if it cannot run, the call raises with the reason and never fal
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,6 +73,44 @@ def use_backend(name: str) -> Iterator[None]:
             _asked.reset(token)
 
 
+def unserved(archs: str, capability: tuple[int, int]) -> str | None:
+    """Why code for ``archs`` ("86;90a-real", as CMake names them) does not run on a GPU; None when it does.
+
+    Machine code serves its major version from its minor on, PTX everything newer; what is compiled for "90a" serves 9.0
+    alone, for "100f" its major version.
+    """
+    for arch in archs.split(";"):
+        digits, kind = arch.partition("-")[::2]
+        number = digits.rstrip("af")
+        if not number.isdigit():
+            continue
+        built = int(number[:-1]), int(number[-1])
+        ptx = kind in ("", "virtual")
+        if digits.endswith("a"):
+            serves = built == capability
+        elif built[0] == capability[0]:
+            serves = built <= capability
+        else:
+            serves = ptx and built <= capability and not digits.endswith("f")
+        if serves:
+            return None
+    return f"it is built for {archs}, and this GPU has {capability[0]}.{capability[1]} (see TORCH_CUDA_ARCH_LIST)"
+
+
+@functools.cache
+def _unserved_by_build(index: int) -> str | None:
+    archs = _library.build_info().get("archs")
+    return unserved(archs, torch.cuda.get_device_capability(index)) if archs else None
+
+
+@torch.compiler.assume_constant_result
+def _unserved_device(index: int | None) -> str | None:
+    """:func:`unserved` for one device and the native library that is there; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    return _unserved_by_build(torch.cuda.current_device() if index is None else index)
+
+
 def reason_against(op: str, backend: str, device: torch.device, **meta: object) -> str | None:
     """Why ``backend`` cannot run this call of ``op``; None when it can."""
     if backend == "reference":
@@ -87,6 +126,9 @@ def reason_against(op: str, backend: str, device: torch.device, **meta: object) 
         absent = _library.absent.get((op, backend))
         if absent is not None:
             return absent
+        unserved = _unserved_device(device.index) if backend == "cuda" else None
+        if unserved is not None:
+            return unserved
     return can_run(**meta)
 
 

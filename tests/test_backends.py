@@ -48,6 +48,50 @@ def test_triton_comes_after_cuda(op: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert backends.available(op, CUDA, n=3) == {"cuda": "not built", "triton": "3 is odd", "reference": None}
 
 
+@pytest.mark.parametrize(
+    "archs, capability, serves",
+    [
+        ("86", (8, 6), True),
+        ("86-real", (8, 6), True),
+        ("86-real", (8, 9), True),  # machine code serves later minors
+        ("86-real", (8, 0), False),
+        ("86-real", (9, 0), False),
+        ("86", (9, 0), True),  # its PTX is compiled by the driver
+        ("86", (12, 0), True),
+        ("86", (7, 5), False),
+        ("75-real;90-real", (9, 0), True),
+        ("75-real;90-real", (8, 6), False),
+        ("90a", (9, 0), True),
+        ("90a", (10, 0), False),
+        ("100f-real", (10, 3), True),
+        ("100f", (12, 0), False),
+        ("120", (12, 1), True),
+    ],
+)
+def test_which_gpus_a_build_serves(archs: str, capability: tuple[int, int], serves: bool) -> None:
+    reason = backends.unserved(archs, capability)
+    assert (reason is None) == serves
+    assert serves or f"it is built for {archs}, and this GPU has {capability[0]}.{capability[1]}" in str(reason)
+
+
+def test_a_gpu_without_code_says_so(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, index))
+    monkeypatch.setattr(_library, "build_info", lambda: {"archs": "75-real"})
+    backends._unserved_by_build.cache_clear()
+    try:
+        assert "it is built for 75-real" in str(backends.reason_against(op, "cuda", torch.device("cuda:0"), n=2))
+        assert backends.reason_against(op, "cuda", torch.device("cuda:5"), n=2) is None
+    finally:
+        backends._unserved_by_build.cache_clear()
+
+
+def test_the_question_for_the_gpu_breaks_no_graph(op: str) -> None:
+    ask = lambda x: x + len(backends.choose(op, device=CUDA, n=2))
+    x = torch.zeros(1)
+    assert torch.equal(torch.compile(ask, fullgraph=True, backend="eager")(x), ask(x))
+
+
 def test_an_explicit_choice_never_falls_back(op: str) -> None:
     with backends.use_backend("cpu"):
         assert backends.choose(op, device=CPU, n=2) == "cpu"
