@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import math
 import time
 import warnings
@@ -37,7 +38,7 @@ from mim4d.engine.signals import Interrupted, StopRequest, TrainingFailed
 from mim4d.errors import UserError
 from mim4d.models import MIM4D, Output, build_model
 
-SYNTHETIC_MARK = "world.json"  # the manifest that `mim4d world` leaves in its folder
+WORLD_MANIFEST = "world.json"  # what `mim4d world` leaves in its folder: the arguments that made it
 
 
 @dataclass
@@ -258,7 +259,8 @@ def _measure_before(job: Job, parameters: int) -> dict[str, Any]:
         "val": {"before": numbers[DIRECT], "trivial": guess},
         "data": {
             "version": job.config.data.version,
-            "synthetic": (Path(job.config.data.root) / SYNTHETIC_MARK).is_file(),
+            "synthetic": (manifest := Path(job.config.data.root) / WORLD_MANIFEST).is_file(),
+            "world": json.loads(manifest.read_text()) if manifest.is_file() else None,
             "train_clips": len(job.train_clips),
             "val_clips": len(job.val_clips),
             "val_clips_measured": len(spread(len(job.val_clips), job.config.train.val_clips)),

@@ -71,6 +71,7 @@ def test_summary(whole):
             assert all(np.isfinite(value) and value > 0 for value in numbers.values())
     assert summary["val"]["before"] != summary["val"]["after"]
     assert summary["data"]["synthetic"] is True
+    assert summary["data"]["world"]["scenes"] == 2  # what the page needs to say how the data were made
     assert summary["environment"]["torch"] == torch.__version__
     assert summary["environment"]["backends"]["voxel_sample"]["reference"] is None
 
