@@ -24,7 +24,6 @@ TRILINEAR, SMOOTHSTEP, BICUBIC, TRICUBIC = range(
 )  # as they cross the dispatcher; csrc/math/modes.h has the same numbers
 ZEROS, BORDER = range(2)
 _A = -0.75  # Keys' parameter
-_FAR = 1e30  # outside of any volume, and finite in float32 in cells too
 
 
 class Taps(NamedTuple):
@@ -142,7 +141,8 @@ def _stencil(
 def axis_taps(coordinate: Tensor, size: int, cubic: bool, smooth: bool, border: bool, align_corners: bool) -> Taps:
     """Taps of one axis. coordinate (P,) in [-1, 1], as in ``torch.nn.functional.grid_sample``."""
     scale = 0.5 * (size - 1) if align_corners else 0.5 * size  # d position / d coordinate
-    finite = coordinate.clamp(-_FAR, _FAR)  # an axis of size 1 may have scale 0, and inf * 0 is NaN
+    # An axis of size 1 may have scale 0, and inf * 0 would be NaN. Not a clamp: torch 2.15 compiles that anew per size.
+    finite = torch.where(coordinate.isinf(), 0.0, coordinate) if size == 1 and align_corners else coordinate  # (P,)
     position = (finite + 1) * scale - (0.0 if align_corners else 0.5)  # (P,)
     # Linear and border: the clamp is the definition. Otherwise every tap lies outside beyond these limits, so that the
     # clamp changes nothing and keeps floor() within int64 for any coordinate, infinite ones too.
