@@ -81,3 +81,13 @@ def test_a_failed_build_ends_in_one_line() -> None:
     assert done.returncode == 1
     assert done.stderr.strip().endswith("see above (MIM4D_BUILD=none installs without it)")
     assert "Traceback" not in done.stderr
+
+
+def test_the_cpu_library_is_built_and_loads() -> None:
+    """Elsewhere its tests skip where it is missing; here that is a failure, so that no suite is green without it."""
+    if os.environ.get("MIM4D_BUILD") == "none":
+        pytest.skip("MIM4D_BUILD=none asked for no library")
+    from mim4d import _library, ops
+
+    assert ops.voxel_sample is not None  # importing the ops loads the libraries
+    assert "ops_cpu" in _library.loaded, _library.failures
