@@ -8,6 +8,12 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mim4d")
+    group.addoption("--simt", choices=("plain", "asan", "tsan"), default="plain", help="how the emulated CUDA is built")
+    group.addoption("--fuzz", type=int, default=0, metavar="N", help="examples per op and backend (0: a few, the same)")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

@@ -1,7 +1,8 @@
-"""Inputs of the op tests, and the backends to run them on."""
+"""The backends that a test of an op runs on, and inputs of the op tests."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,25 +10,70 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim4d import backends
+from mim4d import _library, backends
 
-# (backend, device): what a test of an op runs on. The CUDA ones need a GPU.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# (backend, device): what a test of an op runs on. The CUDA ones need a GPU. "simt" is the CUDA kernel on the CPU, by
+# tests/simt; Triton runs on the CPU where its interpreter is switched on, for it must be when triton is imported.
 RUNS = [
     pytest.param(("reference", "cpu"), id="reference"),
     pytest.param(("cpu", "cpu"), id="cpu"),
+    pytest.param(("simt", "cpu"), id="simt"),
+    *([pytest.param(("triton", "cpu"), id="triton-interpreted")] if INTERPRETED else []),
     pytest.param(("reference", "cuda"), id="reference-cuda", marks=pytest.mark.gpu),
     pytest.param(("cuda", "cuda"), id="cuda", marks=pytest.mark.gpu),
+    pytest.param(("triton", "cuda"), id="triton", marks=pytest.mark.gpu),
 ]
+# What torch.compile and devices without a kernel get: the reference behind the dispatcher, with the op's own autograd
+# formula. Only for an op without a CPU kernel: where there is one, the dispatcher runs it.
+DISPATCHER = pytest.param(("dispatcher", "cpu"), id="dispatcher")
+
+
+def runs(op: str) -> list[object]:
+    """The runs for which something is written: the reference, the kernels of this op, the dispatcher."""
+    written = {"reference", *backends._predicates.get(op, ())}
+    if "cuda" in written:
+        written.add("simt")
+    found: list[object] = [run for run in RUNS if run.values[0][0] in written]
+    return found if "cpu" in written or op not in _library.schemas else [*found, DISPATCHER]
 
 
 @contextmanager
 def running(op: str, backend: str, device: str, **meta: object) -> Iterator[None]:
     """Run ``op`` on this backend; skip the test, with the backend's own reason, where it cannot."""
-    reason = backends.reason_against(op, backend, torch.device(device), **meta)
-    if reason is not None:
-        pytest.skip(f"{op} on {backend}: {reason}")
-    with backends.use_backend(backend):
+    if backend == "dispatcher":
+        with dispatching():
+            yield
+    elif backend == "simt":
+        from helpers.simt import emulated
+
+        can_run = backends._predicates.get(op, {}).get("cuda")
+        reason = "no kernel is written for it" if can_run is None else can_run(**meta)
+        if reason is not None:
+            pytest.skip(f"{op} on {backend}: {reason}")
+        with emulated(), backends.use_backend("cpu"):
+            yield
+    else:
+        reason = backends.reason_against(op, backend, torch.device(device), **meta)
+        if reason is not None:
+            pytest.skip(f"{op} on {backend}: {reason}")
+        with backends.use_backend(backend):
+            yield
+
+
+@contextmanager
+def dispatching() -> Iterator[None]:
+    """Public functions hand every call to the dispatcher, also where only the reference stands behind it."""
+    before, backends.choose = backends.choose, _hand_over
+    try:
         yield
+    finally:
+        backends.choose = before
+
+
+def _hand_over(op: str, *, device: torch.device, **meta: object) -> str:
+    return "dispatcher"
 
 
 def generator(seed: int = 0) -> torch.Generator:
