@@ -46,7 +46,8 @@ def read_batch(volume: Tensor, points: Tensor, mode: str, padding_mode: str, ali
     """volume (B,C,Z,Y,X) at points (B,...,3) -> (B,...,C), all modes."""
     flat = points.flatten(1, -2) if points.dim() > 2 else points.unsqueeze(1)
     if not len(flat):
-        return 0 * (points.sum(-1, keepdim=True) + volume.sum((2, 3, 4)).reshape(0, *(1,) * (points.dim() - 2), -1))
+        channels = volume.sum((2, 3, 4)).reshape(0, *(1,) * (points.dim() - 2), volume.shape[1])
+        return 0 * (points.sum(-1, keepdim=True) + channels)
     rows = [read(v, u, mode, padding_mode, align) for v, u in zip(volume, flat, strict=True)]
     found = torch.stack(rows)
     return found.reshape(*points.shape[:-1], volume.shape[1])
