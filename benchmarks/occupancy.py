@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WARP = 32
-REGISTERS = 64 * 1024  # of an SM, and at most of a block
+REGISTERS = 64 * 1024  # of an SM
 REGISTERS_PER_THREAD = 255
 REGISTER_UNIT = 256  # registers are given to a warp in multiples of it
 PARTITIONS = 4  # of an SM: each holds a quarter of the registers, and a warp lives in one of them
@@ -65,8 +65,7 @@ def occupancy(arch: str, threads: int, registers: int, shared: int = 0, barriers
         "shared memory": sm.shared // bytes_of_block,
         "blocks": sm.blocks,
     }
-    # The hardware checks one block as if it filled all partitions evenly.
-    if registers > REGISTERS_PER_THREAD or registers_of_warp * round_up(warps, PARTITIONS) > REGISTERS:
+    if registers > REGISTERS_PER_THREAD:
         allowed["registers"] = 0
     if threads > THREADS_PER_BLOCK:
         allowed["warps"] = 0

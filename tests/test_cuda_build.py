@@ -40,7 +40,6 @@ from benchmarks.nvcc import (  # noqa: E402
 from benchmarks.occupancy import LIMITS  # noqa: E402
 
 NVCC = find_nvcc() or ""
-pytestmark = pytest.mark.skipif(not NVCC, reason="nvcc is not installed")
 
 # 96 values of a thread live at once, in the 64 registers that a block of 1024 threads leaves to each.
 SPILLS = """
@@ -57,7 +56,13 @@ void launch(const float* x, float* y) { planted_kernel<float, float><<<1, THREAD
 """
 
 
+def need_nvcc() -> None:
+    if not NVCC:
+        pytest.skip("nvcc is not installed")
+
+
 def planted(root: Path, op: str = "planted", threads: int = 1024, source: str = SPILLS) -> Compiler:
+    need_nvcc()
     path = root / "csrc" / op / "cuda.cu"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#define THREADS {threads}\n{source}")
@@ -66,6 +71,7 @@ def planted(root: Path, op: str = "planted", threads: int = 1024, source: str = 
 
 @pytest.fixture(scope="module")
 def compiled() -> list[Kernel]:
+    need_nvcc()
     return Compiler(NVCC).kernels(architectures(NVCC))
 
 
