@@ -10,11 +10,8 @@ from dataclasses import dataclass
 
 WARP = 32
 REGISTERS = 64 * 1024  # of an SM
-REGISTERS_PER_THREAD = 255
 REGISTER_UNIT = 256  # registers are given to a warp in multiples of it
 PARTITIONS = 4  # of an SM: each holds a quarter of the registers, and a warp lives in one of them
-THREADS_PER_BLOCK = 1024
-SHARED_PER_BLOCK = 48 * 1024  # static; more is dynamic memory that a kernel opts into
 SHARED_UNIT = 128  # bytes
 SHARED_RESERVED = 1024  # bytes of every block that belong to the driver
 
@@ -54,7 +51,8 @@ def round_up(value: int, unit: int) -> int:
 
 
 def occupancy(arch: str, threads: int, registers: int, shared: int = 0, barriers: int = 0) -> Occupancy:
-    """Of blocks of ``threads`` threads with ``registers`` each, ``shared`` bytes of static shared memory a block."""
+    """Of blocks of ``threads`` threads with ``registers`` each, ``shared`` bytes of static shared memory a block: of a
+    kernel that nvcc has compiled, so at most 1024, 255 and 48 KiB."""
     sm = LIMITS[arch]
     warps = -(-threads // WARP)
     registers_of_warp = round_up(registers * WARP, REGISTER_UNIT)
@@ -65,12 +63,6 @@ def occupancy(arch: str, threads: int, registers: int, shared: int = 0, barriers
         "shared memory": sm.shared // bytes_of_block,
         "blocks": sm.blocks,
     }
-    if registers > REGISTERS_PER_THREAD:
-        allowed["registers"] = 0
-    if threads > THREADS_PER_BLOCK:
-        allowed["warps"] = 0
-    if shared > SHARED_PER_BLOCK:
-        allowed["shared memory"] = 0
     if sm.barriers and barriers:
         allowed["barriers"] = sm.barriers // barriers
     blocks = min(allowed.values())
