@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from .. import env
 
 HALF = (torch.float16, torch.bfloat16)
+T = TypeVar("T")
 
 
 def tensor(op: str, name: str, value: object, *shape: int | str) -> None:
@@ -35,6 +38,23 @@ def tensors(op: str, name: str, value: object) -> list[Tensor]:
         if not isinstance(item, Tensor):
             raise TypeError(f"mim4d.ops.{op}: {name}[{i}] is {type(item).__name__}, wanted a Tensor")
     return list(value)
+
+
+def converted(op: str, name: str, value: Any, convert: Callable[[Any], T], wanted: str) -> T:
+    """An argument that is no tensor, as ``convert`` gives it; TypeError in words where that cannot take it."""
+    try:
+        return convert(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"mim4d.ops.{op}: {name} is {value!r}, wanted {wanted}") from None
+
+
+def floats(values: Any) -> list[float]:
+    return [float(x) for x in values]
+
+
+def ints(values: Any) -> list[int]:
+    """No float is cut off: ``operator.index`` takes ints of every kind alone."""
+    return [operator.index(x) for x in values]
 
 
 def device(op: str, name: str, value: Tensor, wanted: torch.device, of: str) -> None:

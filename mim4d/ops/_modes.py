@@ -22,6 +22,6 @@ def padding_id(op: str, padding_mode: str) -> int:
 
 
 def _lookup(op: str, argument: str, table: dict[str, int], name: str) -> int:
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ValueError(f"mim4d.ops.{op}: {argument} is {name!r}, wanted one of {', '.join(table)}")
     return table[name]

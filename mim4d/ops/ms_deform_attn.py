@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -93,7 +93,9 @@ def _levels(
 def _ints(name: str, given: Any, value: Tensor, *shape: int | str) -> tuple[Tensor, list[Any] | None]:
     """As an int64 tensor, and as a list where its values may be read."""
     if not isinstance(given, Tensor):
-        listed = [list(x) if isinstance(x, Sequence) else x for x in given]
+        pairs: Callable[[Any], list[Any]] = lambda given: [_check.ints(pair) for pair in given]
+        rows = _check.ints if len(shape) == 1 else pairs
+        listed: list[Any] = _check.converted(_OP, name, given, rows, f"whole numbers ({', '.join(map(str, shape))})")
         found = torch.tensor(listed, dtype=torch.int64)
         _check.tensor(_OP, name, found, *shape)
         return found, listed

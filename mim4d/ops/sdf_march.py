@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -85,10 +86,11 @@ def sdf_march(
     _check.tensor(op, "inv_s", inv_s)
     _check.floating(op, "inv_s", inv_s)
     _check.device(op, "inv_s", inv_s, volume.device, "the volume")
+    cos_anneal = _check.converted(op, "cos_anneal", cos_anneal, float, "a number in [0, 1]")
     if not 0 <= cos_anneal <= 1:
         raise ValueError(f"mim4d.ops.{op}: cos_anneal is {cos_anneal}, wanted a number in [0, 1]")
     box = _check_aabb(op, aabb)
-    options = (box, mode_id(op, mode), padding_id(op, padding_mode), align_corners, float(cos_anneal))
+    options = (box, mode_id(op, mode), padding_id(op, padding_mode), bool(align_corners), cos_anneal)
     args = (volume, origins, directions, edges, sdf_weights, rgb_weights, inv_s, *options)
     if backends.choose(op, device=volume.device, dtype=volume.dtype, mode=mode) == "reference":
         return March(*reference.sdf_march(*args))
@@ -146,13 +148,14 @@ def sdf_sample(
         _check.floating(op, "jitter", jitter)
         _check.device(op, "jitter", jitter, volume.device, "the volume")
     for name, count, least in (("n_uniform", n_uniform, 1), ("n_importance", n_importance, 0)):
-        if count < least:
+        if _check.converted(op, name, count, operator.index, "a whole number") < least:
             raise ValueError(f"mim4d.ops.{op}: {name} is {count}, wanted at least {least}")
+    sharpness = _check.converted(op, "sharpness", sharpness, float, "a positive number")
     if not sharpness > 0:
         raise ValueError(f"mim4d.ops.{op}: sharpness is {sharpness}, wanted a positive number")
     rays = (volume, origins, directions, *limits, sdf_weights, _check_aabb(op, aabb), jitter)
-    options = (n_uniform, n_importance, float(sharpness), mode_id(op, mode), padding_id(op, padding_mode))
-    args: tuple[Any, ...] = (*rays, *options, align_corners)
+    options = (n_uniform, n_importance, sharpness, mode_id(op, mode), padding_id(op, padding_mode))
+    args: tuple[Any, ...] = (*rays, *options, bool(align_corners))
     if backends.choose(op, device=volume.device, dtype=volume.dtype, mode=mode) == "reference":
         return reference.sdf_sample(*args)
     return torch.ops.mim4d.sdf_sample.default(*args)
@@ -199,7 +202,7 @@ def _check_decoder(op: str, name: str, value: object, volume: Tensor, condition:
 
 
 def _check_aabb(op: str, aabb: Sequence[float]) -> list[float]:
-    box = [float(x) for x in aabb]
+    box = _check.converted(op, "aabb", aabb, _check.floats, "six numbers")
     ordered = len(box) == 6 and all(-math.inf < a < b < math.inf for a, b in zip(box[:3], box[3:], strict=True))
     if not ordered:
         raise ValueError(f"mim4d.ops.{op}: aabb is {box}, wanted xmin, ymin, zmin < xmax, ymax, zmax")

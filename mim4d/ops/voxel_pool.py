@@ -102,11 +102,11 @@ def _index(op: str, cells: Tensor, grid_shape: Sequence[int]) -> PoolIndex:
 
 
 def _grid_shape(op: str, grid_shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(grid_shape) != 3 or min(grid_shape) < 1:
-        raise ValueError(
-            f"mim4d.ops.{op}: grid_shape is {tuple(grid_shape)}, wanted three sizes (Z, Y, X) of at least 1"
-        )
-    Z, Y, X = grid_shape
+    wanted = "three sizes (Z, Y, X) of at least 1"
+    shape = _check.converted(op, "grid_shape", grid_shape, _check.ints, wanted)
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"mim4d.ops.{op}: grid_shape is {tuple(shape)}, wanted {wanted}")
+    Z, Y, X = shape
     return Z, Y, X
 
 
