@@ -139,9 +139,9 @@ def test_healthy_units_pass(tmp_path: Path) -> None:
 def test_planted_avx512_function_in_the_avx2_unit_is_found(tmp_path: Path) -> None:
     objects, library = build(tmp_path, {"avx2": WIDE_FUNCTION})
     isa.check_symbols(objects["avx2"], "avx2")  # which alone would not see it
-    with pytest.raises(AssertionError, match="avx2 code has .*zmm.* in .*wide"):
+    with pytest.raises(AssertionError, match=r"avx2 code has .*zmm.* in .*wide"):
         isa.check_code(objects["avx2"], lambda _: "avx2")
-    with pytest.raises(AssertionError, match="avx2 code has .*zmm.* in .*wide"):
+    with pytest.raises(AssertionError, match=r"avx2 code has .*zmm.* in .*wide"):
         isa.check_code(library)
 
 
@@ -153,7 +153,7 @@ def test_planted_function_that_the_linker_merges_is_found(tmp_path: Path) -> Non
         assert isa.check_code(path, lambda _, level=level: level) == {level: level}  # each keeps to its level ...
         with pytest.raises(AssertionError, match="weak symbol shared"):
             isa.check_symbols(path, level)
-    with pytest.raises(AssertionError, match="base code has .*zmm.* in .*shared"):  # ... and the library does not
+    with pytest.raises(AssertionError, match=r"base code has .*zmm.* in .*shared"):  # ... and the library does not
         isa.check_code(library)
 
 
@@ -161,7 +161,7 @@ def test_planted_function_that_the_linker_merges_is_found(tmp_path: Path) -> Non
 def test_planted_initialiser_is_found(tmp_path: Path) -> None:
     """It runs when the library is loaded, on every processor."""
     objects, _ = build(tmp_path, {"avx2": INITIALISER})
-    with pytest.raises(AssertionError, match="base code has .* in _GLOBAL__sub_I"):
+    with pytest.raises(AssertionError, match=r"base code has .* in _GLOBAL__sub_I"):
         isa.check_code(objects["avx2"])
 
 
