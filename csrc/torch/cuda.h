@@ -1,5 +1,6 @@
 #pragma once
-// What the op_cuda.cpp files share: torch's stream, errors of launches, dispatch over the dtypes of a GPU.
+// What the op_cuda.cpp files share: registration, torch's device and stream, errors of launches, dispatch over the
+// dtypes of a GPU.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -8,7 +9,26 @@
 
 #include "torch/stable.h"
 
+// Opens the block that registers CUDA kernels: MIM4D_CUDA_IMPL(m) { m.impl("op", TORCH_BOX(&op_cuda)); }
+#ifdef MIM4D_SIMT
+#define MIM4D_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(mim4d_simt, CPU, m)
+#else
+#define MIM4D_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(mim4d, CUDA, m)
+#endif
+
 namespace mim4d {
+
+#ifdef MIM4D_SIMT  // tests/simt: CPU tensors, and one stream, on which everything has happened when a call returns
+
+struct DeviceGuard {
+  explicit DeviceGuard(int32_t) {}
+};
+
+inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
+
+#else
+
+using torch::stable::accelerator::DeviceGuard;
 
 // torch's current stream, looked up at run time in the libtorch_cuda that torch has loaded. Linking to that library
 // would keep ops_cuda.so from loading under a torch built for the CPU alone, where it still registers its kernels.
@@ -22,6 +42,8 @@ inline cudaStream_t current_stream(const Tensor& t) {
   STD_TORCH_CHECK(get != nullptr && get(t.get_device_index(), &stream) == 0, "mim4d: this torch has no CUDA streams");
   return static_cast<cudaStream_t>(stream);
 }
+
+#endif
 
 inline void check_launch(const char* op, cudaError_t status) {
   STD_TORCH_CHECK(status == cudaSuccess, "mim4d::", op, ": ", cudaGetErrorString(status));

@@ -16,7 +16,7 @@ Tensor channels_last(const Tensor& volume) {
 Tensor voxel_sample_cuda(const Tensor& volume, const Tensor& points, int64_t mode, int64_t padding, bool align) {
   const VoxelSampleOptions options{mode, padding, align};
   check_voxel_sample(volume, points, options);
-  const torch::stable::accelerator::DeviceGuard guard(volume.get_device_index());
+  const DeviceGuard guard(volume.get_device_index());
   const Tensor voxels = channels_last(volume), coordinates = torch::stable::contiguous(points);
   const Tensor out = torch::stable::new_empty(volume, voxel_sample_shape(volume, points));
   dispatch_storage("voxel_sample", volume.scalar_type(), [&]<class S, class T>() {
@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor> voxel_sample_backward_cuda(const Tensor& grad, const 
   const VoxelSampleOptions options{mode, padding, align};
   check_voxel_sample(volume, points, options);
   check_voxel_sample_grad(grad, volume, points);
-  const torch::stable::accelerator::DeviceGuard guard(volume.get_device_index());
+  const DeviceGuard guard(volume.get_device_index());
   const Tensor voxels = mask[1] ? channels_last(volume) : volume, coordinates = torch::stable::contiguous(points);
   const Tensor cotangent = torch::stable::contiguous(grad);
   // Sums are kept in the dtype of the arithmetic: adding thousands of halves one by one would lose them.
@@ -53,7 +53,7 @@ std::tuple<Tensor, Tensor> voxel_sample_backward_cuda(const Tensor& grad, const 
 }  // namespace
 }  // namespace mim4d
 
-STABLE_TORCH_LIBRARY_IMPL(mim4d, CUDA, m) {
+MIM4D_CUDA_IMPL(m) {
   m.impl("voxel_sample", TORCH_BOX(&mim4d::voxel_sample_cuda));
   m.impl("voxel_sample_backward", TORCH_BOX(&mim4d::voxel_sample_backward_cuda));
 }

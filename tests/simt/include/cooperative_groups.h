@@ -1,0 +1,4 @@
+#pragma once
+// Stands in for the CUDA header of this name.
+#include "simt.h"
+#include "simt/groups.h"

@@ -1,0 +1,3 @@
+#pragma once
+// Stands in for the CUDA header of this name.
+#include "simt/half.h"
