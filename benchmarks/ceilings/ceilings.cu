@@ -98,15 +98,15 @@ __device__ __forceinline__ void add(__half* p, float x) {
 template <int V>
 __device__ __forceinline__ void add(__nv_bfloat16* p, float x) {
   static_assert(V == 2);
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if !defined(__CUDACC__)
+  atomicAdd(p, __nv_bfloat16(x));
+  atomicAdd(p + 1, __nv_bfloat16(x));
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   const __nv_bfloat162 pair = __floats2bfloat162_rn(x, x);
   asm volatile("red.global.add.noftz.bf16x2 [%0], %1;" ::"l"(p), "r"(reinterpret_cast<const uint32_t&>(pair))
                : "memory");
-#elif defined(__CUDACC__)
-  atomicAdd(reinterpret_cast<__nv_bfloat162*>(p), __floats2bfloat162_rn(x, x));  // a loop of compare and swap
 #else
-  atomicAdd(p, __nv_bfloat16(x));
-  atomicAdd(p + 1, __nv_bfloat16(x));
+  atomicAdd(reinterpret_cast<__nv_bfloat162*>(p), __floats2bfloat162_rn(x, x));  // a loop of compare and swap
 #endif
 }
 
