@@ -197,7 +197,7 @@ def test_command(python: str, junit: Path) -> list[str]:
 def read_junit(path: Path) -> Report:
     report = Report()
     for case in ET.parse(path).getroot().iter("testcase"):
-        name = f"{case.get('classname')}.{case.get('name')}"
+        name = ".".join(filter(None, (case.get("classname"), case.get("name"))))
         bad = [*case.findall("failure"), *case.findall("error")]
         skip = case.find("skipped")
         if bad:
