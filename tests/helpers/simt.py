@@ -11,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -46,12 +46,14 @@ def _run(command: list[str]) -> None:
 
 
 @functools.cache
-def build(variant: str = "plain", *defines: str) -> Path:
-    """The folder with ``ops.so``, ``kernels.so`` and ``faults.so`` of one variant, built now if anything has changed.
+def build(variant: str, target: str, *defines: str) -> Path:
+    """The library of one variant, built now if anything has changed.
 
-    ``defines`` are preprocessor definitions for a build of its own, as ``SIMT_UCONTEXT``.
+    ``target`` is ``ops`` (the emulated ops), ``kernels``, ``faults`` or, with asan, ``checked_cpu`` (the C++ kernels of
+    the CPU). ``defines`` are preprocessor definitions for a build of its own, as ``SIMT_UCONTEXT``.
     """
-    assert variant in VARIANTS, variant
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is {variant!r}, wanted one of {', '.join(VARIANTS)}")
     folder = ROOT / "build" / "simt" / "-".join([variant, *defines, _TAG])
     folder.mkdir(parents=True, exist_ok=True)
     configure = [
@@ -67,13 +69,13 @@ def build(variant: str = "plain", *defines: str) -> Path:
         if not stamp.exists() or stamp.read_text() != "\n".join(configure):
             _run([*configure, "--fresh"])
             stamp.write_text("\n".join(configure))
-        _run([_tool("cmake"), "--build", str(folder)])
-    return folder
+        _run([_tool("cmake"), "--build", str(folder), "--target", target])
+    return folder / f"{target}.so"
 
 
 def library(variant: str = "plain") -> Path:
-    """The library of the emulated ops, built now if anything has changed."""
-    return build(variant) / "ops.so"
+    """The library of the emulated ops."""
+    return build(variant, "ops")
 
 
 # ---- sanitizers
@@ -101,7 +103,14 @@ def python(variant: str, *arguments: str, **variables: str) -> subprocess.Comple
     compiler = os.environ.get("CXX", "c++")
     find = [[compiler, f"-print-file-name={name}"] for name in _RUNTIMES[variant]]
     preload = [subprocess.run(f, capture_output=True, text=True, check=True).stdout.strip() for f in find]
-    env = {**os.environ, **_OPTIONS, "OMP_NUM_THREADS": "1", "PYTHONMALLOC": "malloc", **variables}
+    env = {
+        **os.environ,
+        **_OPTIONS,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONMALLOC": "malloc",
+        "SIMT_VARIANT": variant,
+        **variables,
+    }
     if preload:
         env["LD_PRELOAD"] = ":".join(preload)
     prefix = _fixed_addresses() if variant == "tsan" else ()
@@ -112,42 +121,58 @@ def python(variant: str, *arguments: str, **variables: str) -> subprocess.Comple
 
 # ---- ops
 
-_definitions: list[torch.library.Library] = []  # lives as long as the process
-_loaded: list[str] = []  # the variant in this process
-_active: list[bool] = []
+_namespaces: dict[str, torch.library.Library] = {}  # they live as long as the process
+_variant: dict[str, str] = {}
+_active: list[str] = []
+
+
+def _load(namespace: str, path: Path) -> list[str]:
+    """Loads the library once, with the schemas of ``mim4d`` in its namespace; the ops that it has a kernel for."""
+    if namespace not in _namespaces:
+        _namespaces[namespace] = torch.library.Library(namespace, "DEF")
+        for schema in _library.schemas.values():
+            _namespaces[namespace].define(schema)
+        torch.ops.load_library(str(path))
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [op for op in _library.schemas if has_kernel(f"{namespace}::{op}", "CPU")]
 
 
 def emulated_ops(variant: str = "plain") -> list[str]:
-    """Loads the library; the ops that have a CUDA kernel. There is one variant in a process."""
-    if not _loaded:
-        path = library(variant)
-        namespace = torch.library.Library("mim4d_simt", "DEF")
-        for schema in _library.schemas.values():
-            namespace.define(schema)
-        _definitions.append(namespace)
-        torch.ops.load_library(str(path))
-        _loaded.append(variant)
-    if _loaded != [variant]:
-        raise RuntimeError(f"the variant {_loaded[0]!r} is in this process, {variant!r} needs one of its own")
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return [op for op in _library.schemas if has_kernel(f"mim4d_simt::{op}", "CPU")]
+    """Loads the emulated ops; their names. There is one variant in a process, the first that was asked for."""
+    if _variant.setdefault("loaded", variant) != variant:
+        raise RuntimeError(f"the emulator's variant {_variant['loaded']} is in this process, {variant} was asked for")
+    return _load("mim4d_simt", library(variant))
 
 
 @contextmanager
-def emulated(variant: str = "plain") -> Iterator[None]:
-    """Within it, every op with a CUDA kernel runs that kernel, emulated, when it is called with CPU tensors."""
-    names = emulated_ops(variant)
-    if _active:
-        yield
-        return
+def _standing_in(namespace: str, names: list[str]) -> Iterator[None]:
+    """Within it, the dispatcher's CPU kernels of these ops are those of another namespace."""
     override = torch.library.Library("mim4d", "IMPL")
     try:
         with warnings.catch_warnings():  # torch 2.11 tells once per process that a kernel is overridden: it is meant
             warnings.filterwarnings("ignore", message=".*overrid", category=UserWarning)
             for op in names:
-                override.impl(op, getattr(torch.ops.mim4d_simt, op).default, "CPU", allow_override=True)
-        _active.append(True)
+                override.impl(op, getattr(getattr(torch.ops, namespace), op).default, "CPU", allow_override=True)
         yield
     finally:
-        _active.clear()
         override._destroy()
+
+
+@contextmanager
+def emulated(variant: str = "plain") -> Iterator[None]:
+    """Within it, every op with a CUDA kernel runs that kernel, emulated, when the dispatcher has CPU tensors for it."""
+    names = emulated_ops(variant)
+    if _active:
+        yield
+        return
+    with _standing_in("mim4d_simt", names):
+        _active.append(variant)
+        try:
+            yield
+        finally:
+            _active.clear()
+
+
+def checked_cpu() -> AbstractContextManager[None]:
+    """Within it, the C++ kernels of the CPU are those that were built with Address- and UndefinedBehaviorSanitizer."""
+    return _standing_in("mim4d_checked", _load("mim4d_checked", build("asan", "checked_cpu")))

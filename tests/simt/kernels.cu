@@ -3,18 +3,29 @@
 
 #include <cooperative_groups.h>
 #include <cstdint>
+#include <cstdio>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <exception>
 
 #include "cuda/launch.cuh"
 
 namespace {
 
-using mim4d::launch;
-
 constexpr int kBlock = 128;
 
 int blocks(int n) { return (n + kBlock - 1) / kBlock; }
+
+// What is thrown must not cross ctypes.
+template <class... Args>
+int run(Args... args) {
+  try {
+    return mim4d::launch(args...);
+  } catch (const std::exception& error) {
+    fprintf(stderr, "%s\n", error.what());
+    return -1;
+  }
+}
 
 // ---- blocks
 
@@ -291,7 +302,7 @@ __global__ void tiles_kernel(const int* x, int* out) {
 
 template <class T>
 int integer_atomics(T* out, int n) {
-  return launch(integer_atomics_kernel<T>, blocks(n), kBlock, 0, nullptr, out, n);
+  return run(integer_atomics_kernel<T>, blocks(n), kBlock, 0, nullptr, out, n);
 }
 
 }  // namespace
@@ -300,77 +311,75 @@ int integer_atomics(T* out, int n) {
 
 #define EXPORT extern "C" __attribute__((visibility("default"))) int
 
-EXPORT sum(const float* x, int n, float* out, int grid) {
-  return launch(sum_kernel, grid, kBlock, 0, nullptr, x, n, out);
-}
+EXPORT sum(const float* x, int n, float* out, int grid) { return run(sum_kernel, grid, kBlock, 0, nullptr, x, n, out); }
 EXPORT scan(const int* x, int* y, int n) {
-  return launch(scan_kernel, blocks(n), kBlock, kBlock * sizeof(int), nullptr, x, y, n);
+  return run(scan_kernel, blocks(n), kBlock, kBlock * sizeof(int), nullptr, x, y, n);
 }
 EXPORT compact(const int* x, int n, int* out, int* count) {
-  return launch(compact_kernel, blocks(n), kBlock, 0, nullptr, x, n, out, count);
+  return run(compact_kernel, blocks(n), kBlock, 0, nullptr, x, n, out, count);
 }
-EXPORT early_exit(float* y, int n) { return launch(early_exit_kernel, 1, kBlock, 0, nullptr, y, n); }
+EXPORT early_exit(float* y, int n) { return run(early_exit_kernel, 1, kBlock, 0, nullptr, y, n); }
 EXPORT votes_of_block(const int* x, int* out) {
-  return launch(votes_of_block_kernel, dim3(2, 1, 2), dim3(3, 5, 4), 0, nullptr, x, out);
+  return run(votes_of_block_kernel, dim3(2, 1, 2), dim3(3, 5, 4), 0, nullptr, x, out);
 }
 EXPORT fresh_shared(unsigned* out, int grid) {
-  return launch(fresh_shared_kernel, grid, kBlock, kBlock * sizeof(unsigned), nullptr, out);
+  return run(fresh_shared_kernel, grid, kBlock, kBlock * sizeof(unsigned), nullptr, out);
 }
 EXPORT shuffles(const int* x, int argument, int width, int* out) {
-  return launch(shuffles_kernel, 1, 32, 0, nullptr, x, argument, width, out);
+  return run(shuffles_kernel, 1, 32, 0, nullptr, x, argument, width, out);
 }
 EXPORT absent_lanes(const float* x, unsigned mask, float* out) {
-  return launch(absent_lanes_kernel, 1, 32, 0, nullptr, x, mask, out);
+  return run(absent_lanes_kernel, 1, 32, 0, nullptr, x, mask, out);
 }
-EXPORT votes(const int* x, unsigned* out) { return launch(votes_kernel, 1, 32, 0, nullptr, x, out); }
-EXPORT reductions(const unsigned* x, unsigned* out) { return launch(reductions_kernel, 1, 32, 0, nullptr, x, out); }
-EXPORT reverse_in_warp(const int* x, int* out) { return launch(reverse_in_warp_kernel, 1, kBlock, 0, nullptr, x, out); }
+EXPORT votes(const int* x, unsigned* out) { return run(votes_kernel, 1, 32, 0, nullptr, x, out); }
+EXPORT reductions(const unsigned* x, unsigned* out) { return run(reductions_kernel, 1, 32, 0, nullptr, x, out); }
+EXPORT reverse_in_warp(const int* x, int* out) { return run(reverse_in_warp_kernel, 1, kBlock, 0, nullptr, x, out); }
 EXPORT atomics_int32(int* out, int n) { return integer_atomics(out, n); }
 EXPORT atomics_uint32(unsigned* out, int n) { return integer_atomics(out, n); }
 EXPORT atomics_uint64(unsigned long long* out, int n) { return integer_atomics(out, n); }
 EXPORT atomics_unsigned(unsigned* out, unsigned* tickets, int n) {
-  return launch(unsigned_atomics_kernel, blocks(n), kBlock, 0, nullptr, out, tickets, n);
+  return run(unsigned_atomics_kernel, blocks(n), kBlock, 0, nullptr, out, tickets, n);
 }
 EXPORT atomics_float(float* floats, double* doubles, __half* halves, __half2* half_pairs, __nv_bfloat16* brains,
                      __nv_bfloat162* brain_pairs, int n) {
-  return launch(float_atomics_kernel, blocks(n), kBlock, 0, nullptr, floats, doubles, halves, half_pairs, brains,
-                brain_pairs, n);
+  return run(float_atomics_kernel, blocks(n), kBlock, 0, nullptr, floats, doubles, halves, half_pairs, brains,
+             brain_pairs, n);
 }
-EXPORT lock(int* lock, int* counter, int grid) { return launch(lock_kernel, grid, 64, 0, nullptr, lock, counter); }
+EXPORT lock(int* lock, int* counter, int grid) { return run(lock_kernel, grid, 64, 0, nullptr, lock, counter); }
 EXPORT widen_half(const __half* x, float* y, int n) {
-  return launch(widen_kernel<__half>, blocks(n), kBlock, 0, nullptr, x, y, n);
+  return run(widen_kernel<__half>, blocks(n), kBlock, 0, nullptr, x, y, n);
 }
 EXPORT widen_bfloat16(const __nv_bfloat16* x, float* y, int n) {
-  return launch(widen_kernel<__nv_bfloat16>, blocks(n), kBlock, 0, nullptr, x, y, n);
+  return run(widen_kernel<__nv_bfloat16>, blocks(n), kBlock, 0, nullptr, x, y, n);
 }
 EXPORT round_half(const float* x, __half* y, int n) {
-  return launch(round_kernel<__half, float>, blocks(n), kBlock, 0, nullptr, x, y, n);
+  return run(round_kernel<__half, float>, blocks(n), kBlock, 0, nullptr, x, y, n);
 }
 EXPORT round_bfloat16(const float* x, __nv_bfloat16* y, int n) {
-  return launch(round_kernel<__nv_bfloat16, float>, blocks(n), kBlock, 0, nullptr, x, y, n);
+  return run(round_kernel<__nv_bfloat16, float>, blocks(n), kBlock, 0, nullptr, x, y, n);
 }
 EXPORT round_double_half(const double* x, __half* y, int n) {
-  return launch(round_kernel<__half, double>, blocks(n), kBlock, 0, nullptr, x, y, n);
+  return run(round_kernel<__half, double>, blocks(n), kBlock, 0, nullptr, x, y, n);
 }
 EXPORT arithmetic_half(const __half* a, const __half* b, __half* y, int n) {
-  return launch(half_arithmetic_kernel<__half>, blocks(n), kBlock, 0, nullptr, a, b, y, n);
+  return run(half_arithmetic_kernel<__half>, blocks(n), kBlock, 0, nullptr, a, b, y, n);
 }
 EXPORT arithmetic_bfloat16(const __nv_bfloat16* a, const __nv_bfloat16* b, __nv_bfloat16* y, int n) {
-  return launch(half_arithmetic_kernel<__nv_bfloat16>, blocks(n), kBlock, 0, nullptr, a, b, y, n);
+  return run(half_arithmetic_kernel<__nv_bfloat16>, blocks(n), kBlock, 0, nullptr, a, b, y, n);
 }
-EXPORT bits(const int* x, int* out, int n) { return launch(bits_kernel, blocks(n), kBlock, 0, nullptr, x, out, n); }
+EXPORT bits(const int* x, int* out, int n) { return run(bits_kernel, blocks(n), kBlock, 0, nullptr, x, out, n); }
 EXPORT convert(const float* x, int* out, int n) {
-  return launch(convert_kernel, blocks(n), kBlock, 0, nullptr, x, out, n);
+  return run(convert_kernel, blocks(n), kBlock, 0, nullptr, x, out, n);
 }
 EXPORT numbers(const float* x, float* out, int n) {
-  return launch(numbers_kernel, blocks(n), kBlock, 0, nullptr, x, out, n);
+  return run(numbers_kernel, blocks(n), kBlock, 0, nullptr, x, out, n);
 }
-EXPORT tiles(const int* x, int* out) { return launch(tiles_kernel, 1, kBlock, 0, nullptr, x, out); }
+EXPORT tiles(const int* x, int* out) { return run(tiles_kernel, 1, kBlock, 0, nullptr, x, out); }
 
 // Launches that a GPU refuses: too many threads, too large a grid, more shared memory than was asked for.
 EXPORT refused(int threads, int grid_y, int shared, int allowed) {
   if (allowed > 0) cudaFuncSetAttribute(scan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed);
-  const cudaError_t error = launch(scan_kernel, dim3(1, grid_y), threads, shared, nullptr, nullptr, nullptr, 0);
+  const int error = run(scan_kernel, dim3(1, grid_y), threads, shared, nullptr, nullptr, nullptr, 0);
   cudaGetLastError();
   return error;
 }

@@ -51,7 +51,7 @@ CAUGHT = {
 @functools.cache
 def run(name: str, variant: str, healthy: bool, order: str = "fwd") -> subprocess.CompletedProcess[str]:
     threads = "2" if name == "race_between_blocks" else "1"
-    library = str(simt.build(variant) / "faults.so")
+    library = str(simt.build(variant, "faults"))
     return simt.python(variant, "-c", PROGRAM, library, name, str(int(healthy)), SIMT_ORDER=order, SIMT_THREADS=threads)
 
 

@@ -118,6 +118,7 @@ class Block {
     block_dim = block;
     body_ = body;
     argument_ = argument;
+    order_ = Order();
     if (shared > shared_capacity_) {
 #if SIMT_ASAN
       if (shared_) __asan_unpoison_memory_region(shared_, shared_capacity_);

@@ -64,8 +64,8 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared, Block::Body body, con
   const auto work = [&] {
     Block* const engine = block_pool().take();
     const Current before = std::exchange(current, {nullptr, engine});
-    engine->prepare(grid, block, shared, body, argument);
     try {
+      engine->prepare(grid, block, shared, body, argument);
       // relaxed: blocks are not ordered by having been handed out, and ThreadSanitizer shall know it
       for (size_t i; !failed && (i = next.fetch_add(1, std::memory_order_relaxed)) < blocks;) {
         const uint32_t b = sequence[i];
