@@ -5,6 +5,7 @@ TORCH ?= torch
 WORLD ?= runs/world
 RUN ?= runs/demo
 ARGS ?=
+N ?= 10000
 # One test process per core, one thread each: threads of one core's share would wait for each other.
 JOBS ?= $(shell nproc)
 PYTEST := -n $(JOBS) --dist loadfile
@@ -25,7 +26,7 @@ stamp = $(1)/.torch-$(call sum,$(2))
 built = $(1)/.built-$(or $(MIM4D_BUILD),auto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-core lint format bench clean
+.PHONY: help setup demo test test-core lint format bench fuzz kernels gpu clean
 
 help:
 	@echo 'make demo        synthetic world -> pre-training -> $(RUN)/report.html (under 10 minutes on two cores)'
@@ -33,7 +34,10 @@ help:
 	@echo 'make test-core   builds and tests mim4d.ops and mim4d.nn alone on the oldest supported torch ($(OLDEST_TORCH))'
 	@echo 'make setup       .venv with everything, native libraries built in place; later only what changed'
 	@echo 'make lint        ruff, mypy, clang-format          make format   applies them'
-	@echo 'make bench       op benchmarks on this machine'
+	@echo 'make bench       op benchmarks on this machine: a table and a plot of ratios, only for results that are right'
+	@echo 'make fuzz        random inputs for every op, N of them (N=100000)'
+	@echo 'make kernels     registers, spills, shared memory and occupancy of every CUDA kernel; needs nvcc, no GPU'
+	@echo 'make gpu         on a machine with a GPU: tests, compute-sanitizer, ceilings, benchmarks, one step (PYTHON=python3)'
 	@echo 'variables: TORCH="torch==2.13.0"  PYTHON=python3.12  MIM4D_BUILD=auto|cpu|cuda|none  ARGS="-k voxel_sample"'
 
 # --- environment ------------------------------------------------------------------------------------------------------
@@ -45,7 +49,7 @@ $(call stamp,$(V),$(TORCH)):
 	rm -f $(V)/.torch-* && touch $@
 
 $(V)/.installed: pyproject.toml $(call stamp,$(V),$(TORCH))
-	$(V)/bin/python -m pip install --quiet --no-build-isolation -c $(V)/constraints.txt -e '.[train,world,test,dev]'
+	$(V)/bin/python -m pip install --quiet --no-build-isolation -c $(V)/constraints.txt -e '.[train,world,test,bench,dev]'
 	rm -f $(V)/.built-* && touch $@ $(call built,$(V))
 
 $(call built,$(V)): $(NATIVE) $(V)/.installed
@@ -65,7 +69,7 @@ test: setup
 
 $(call stamp,$(CORE),$(CORE_TORCH)):
 	test -x $(CORE)/bin/python || $(PYTHON) -m venv $(CORE)
-	$(CORE)/bin/python -m pip install '$(CORE_TORCH)' $(BUILD_REQUIRES) numpy pytest pytest-xdist
+	$(CORE)/bin/python -m pip install '$(CORE_TORCH)' $(BUILD_REQUIRES) numpy pytest pytest-xdist hypothesis
 	rm -f $(CORE)/.torch-* && touch $@
 
 # Not editable: what is tested is the built wheel, beside (not over) the libraries that `make setup` built in place.
@@ -87,8 +91,24 @@ format: setup
 	$(V)/bin/ruff format .
 	$(V)/bin/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
+fuzz: setup
+	OMP_NUM_THREADS=1 $(V)/bin/python -m pytest -n $(JOBS) tests/ops/test_fuzz.py --fuzz $(N) $(ARGS)
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
 bench: setup
 	$(V)/bin/python -m benchmarks.run $(ARGS)
+
+kernels: setup
+	$(V)/bin/python -m benchmarks.kernels $(ARGS)
+
+# With the interpreter and the torch that are there: nothing is fetched, no environment is made. Parts can be run alone.
+GPU_PARTS := $(addprefix gpu-,build test sanitize ceilings bench step)
+.PHONY: $(GPU_PARTS)
+gpu:
+	$(PYTHON) -m benchmarks.gpu all $(ARGS)
+
+$(GPU_PARTS): gpu-%:
+	$(PYTHON) -m benchmarks.gpu $* $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info mim4d/*.so $(V)/.built-* $(CORE)/.built-*
