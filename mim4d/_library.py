@@ -2,13 +2,15 @@
 
 Schemas live in Python (``mim4d/ops/<op>.py``), so that every op exists, differentiates and compiles with nothing built:
 its reference is the kernel of last resort. The libraries ``ops_cpu.so`` and ``ops_cuda.so`` bring the kernels of the
-CPU and CUDA keys; why one is missing is kept in words, for :mod:`mim4d.backends` to show.
+CPU and CUDA keys; why one is missing is kept in words, for :mod:`mim4d.backends` to show. Kernels written in Triton are
+ops of the namespace ``mim4d_triton``, for both stand on the same key of the dispatcher.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +22,11 @@ from . import env
 from .reference._autograd import as_kernel
 
 lib = torch.library.Library("mim4d", "DEF")  # lives as long as the process: dropping it would unregister the ops
+triton_lib = torch.library.Library("mim4d_triton", "DEF")
 schemas: dict[str, str] = {}  # op -> schema, in order of definition
 loaded: set[str] = set()  # libraries that are in the process
 failures: dict[str, str] = {}  # library -> why it is not
-absent: dict[tuple[str, str], str] = {}  # (op, native backend) -> why there is no kernel
+absent: dict[tuple[str, str], str] = {}  # (op, backend) -> why there is no kernel
 
 KEYS = {"cpu": ("ops_cpu", "CPU"), "cuda": ("ops_cuda", "CUDA")}  # native backend -> its library, its dispatch key
 _ROOT = Path(__file__).parent
@@ -44,21 +47,54 @@ def define(
     and ``setup_context(ctx, inputs, output)`` are the autograd formula; an op without one, as most backward ops are,
     refuses to be differentiated in words (torch would only warn, and drop the gradient).
     """
+    _define(lib, schema, as_kernel(reference), fake, backward, setup_context)
+    schemas[schema.partition("(")[0]] = schema
+
+
+def define_triton(
+    schema: str,
+    *,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Define the Triton twin ``mim4d_triton::<op>`` of an op: as :func:`define`, with the kernels in the place of the
+    reference.
+
+    ``kernel`` must import its module of :mod:`mim4d.kernels` when it is called, not before: that imports triton. The op
+    is opaque to ``torch.compile``, as the native ones are (and unlike ``torch.library.triton_op``): compiled code calls
+    what eager code calls, so that both are tested at once, in the interpreter too.
+    """
     op = schema.partition("(")[0]
-    lib.define(schema)
-    lib.impl(op, as_kernel(reference), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"mim4d::{op}", fake, lib=lib)
+    if importlib.util.find_spec("triton") is None:
+        absent[op, "triton"] = "triton is not installed (it comes with torch's CUDA builds for Linux)"
+    _define(triton_lib, schema, kernel, fake, backward, setup_context)
+
+
+def _define(
+    library: torch.library.Library,
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None,
+    setup_context: Callable[..., None] | None,
+) -> None:
+    op = schema.partition("(")[0]
+    name = f"{library.ns}::{op}"
+    library.define(schema)
+    library.impl(op, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(name, fake, lib=library)
     if backward is None:
-        torch.library.register_autograd(f"mim4d::{op}", _refuse(op), lib=lib)
+        torch.library.register_autograd(name, _refuse(name), lib=library)
     else:
-        torch.library.register_autograd(f"mim4d::{op}", backward, setup_context=setup_context, lib=lib)
-    schemas[op] = schema
+        torch.library.register_autograd(name, backward, setup_context=setup_context, lib=library)
 
 
-def _refuse(op: str) -> Callable[..., Any]:
+def _refuse(name: str) -> Callable[..., Any]:
     def refuse(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(
-            f"mim4d::{op} has no derivative: this gradient cannot be differentiated once more "
+            f"{name} has no derivative: this gradient cannot be differentiated once more "
             f"(create_graph=True); use mim4d.ops.use_backend('reference') for higher derivatives"
         )
 

@@ -19,8 +19,10 @@ import torch
 from torch.autograd import forward_ad
 
 from . import _library, env
+from .kernels import INTERPRETED
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
+_INTERPRETER = "TRITON_INTERPRET=1 before mim4d is imported"
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 Predicate = Callable[..., str | None]
@@ -122,13 +124,14 @@ def reason_against(op: str, backend: str, device: torch.device, **meta: object) 
     can_run = _predicates.get(op, {}).get(backend)
     if can_run is None:
         return "no kernel is written for it"
-    if backend in _library.KEYS:
-        absent = _library.absent.get((op, backend))
-        if absent is not None:
-            return absent
-        unserved = _unserved_device(device.index) if backend == "cuda" else None
-        if unserved is not None:
-            return unserved
+    absent = _library.absent.get((op, backend))
+    if absent is not None:
+        return absent
+    if backend == "triton" and device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
+        return f"it runs on cuda tensors, not on {device.type} (on cpu interpreted: {_INTERPRETER})"
+    unserved = _unserved_device(device.index) if backend == "cuda" else None
+    if unserved is not None:
+        return unserved
     return can_run(**meta)
 
 

@@ -104,7 +104,7 @@ def test_an_explicit_choice_never_falls_back(op: str) -> None:
         with pytest.raises(ValueError, match="3 is odd"):
             backends.choose(op, device=CPU, n=3)
     with backends.use_backend("triton"), pytest.raises(ValueError, match="no kernel is written for it"):
-        backends.choose("voxel_sample", device=CUDA, **TRILINEAR)
+        backends.choose("voxel_sample_with_grad", device=CUDA, **TRILINEAR)
 
 
 def test_unknown_names_are_refused() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._library import define
+from .._library import define, define_triton
 from ..reference import voxel_sample as reference
 from . import _check
 from ._formula import like, like_volume, wanted
@@ -43,8 +43,11 @@ def voxel_sample(
         TypeError, ValueError: an argument of a wrong dtype, shape, device or name.
     """
     args = _checked("voxel_sample", volume, points, mode, padding_mode, align_corners)
-    if backends.choose("voxel_sample", device=volume.device, dtype=volume.dtype, mode=mode) == "reference":
+    backend = backends.choose("voxel_sample", device=volume.device, dtype=volume.dtype, mode=mode)
+    if backend == "reference":
         return reference.voxel_sample(*args)
+    if backend == "triton":
+        return torch.ops.mim4d_triton.voxel_sample.default(*args)
     return torch.ops.mim4d.voxel_sample.default(*args)
 
 
@@ -128,10 +131,18 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    return _first_order(torch.ops.mim4d.voxel_sample_backward.default, ctx, grad)
+
+
+def _backward_triton(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    return _first_order(torch.ops.mim4d_triton.voxel_sample_backward.default, ctx, grad)
+
+
+def _first_order(op: Any, ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
     mask = list(ctx.needs_input_grad[:2])
     if grad is None:
         return None, None, None, None, None
-    found = torch.ops.mim4d.voxel_sample_backward.default(grad, *ctx.saved_tensors, *ctx.options, mask)
+    found = op(grad, *ctx.saved_tensors, *ctx.options, mask)
     return *wanted(found, mask), None, None, None
 
 
@@ -192,22 +203,66 @@ define(
 )
 
 
+# ---- Triton: the second derivative is that of mim4d::voxel_sample_backward
+
+
+def _triton(*args: Any) -> Tensor:
+    from ..kernels import voxel_sample as kernels
+
+    return kernels.voxel_sample(*args)
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor, Tensor]:
+    from ..kernels import voxel_sample as kernels
+
+    return kernels.voxel_sample_backward(*args)
+
+
+define_triton(
+    f"voxel_sample({_ARGS}) -> Tensor",
+    kernel=_triton,
+    fake=_fake,
+    backward=_backward_triton,
+    setup_context=_setup,
+)
+define_triton(
+    f"voxel_sample_backward(Tensor grad, {_ARGS}, bool[2] mask) -> (Tensor, Tensor)",
+    kernel=_triton_backward,
+    fake=_fake_backward,
+    backward=_double_backward,
+    setup_context=_setup_backward,
+)
+
+
 # ---- backends
 
 
-def _cpu_can_run(dtype: torch.dtype, mode: str) -> str | None:
-    if mode != "trilinear":
-        return f"its kernel reads trilinear, not {mode}"
+def _dtype_can_run(dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
     return None
 
 
-def _cuda_can_run(dtype: torch.dtype, mode: str) -> str | None:
+def _cpu_can_run(dtype: torch.dtype, mode: str) -> str | None:
+    if mode != "trilinear":
+        return f"its kernel reads trilinear, not {mode}"
+    return _dtype_can_run(dtype)
+
+
+def _atomics_can_run() -> str | None:
     if torch.are_deterministic_algorithms_enabled():
         return "its backward adds in no fixed order, and torch.use_deterministic_algorithms is on"
-    return _cpu_can_run(dtype, mode)
+    return None
+
+
+def _cuda_can_run(dtype: torch.dtype, mode: str) -> str | None:
+    return _atomics_can_run() or _cpu_can_run(dtype, mode)
+
+
+def _triton_can_run(dtype: torch.dtype, mode: str) -> str | None:
+    return _atomics_can_run() or _dtype_can_run(dtype)
 
 
 backends.register("voxel_sample", "cpu", _cpu_can_run)
 backends.register("voxel_sample", "cuda", _cuda_can_run)
+backends.register("voxel_sample", "triton", _triton_can_run)

@@ -1,0 +1,362 @@
+"""``voxel_sample`` in Triton, all modes. docs/ops/voxel_sample.md derives the formulas in the same symbols.
+
+A program takes a tile of BLOCK_N points x BLOCK_C channels of one batch item. A voxel is a row of C channels, so that
+neighbouring threads read neighbouring channels by wide loads; what depends on the point alone is computed once per row
+of the tile. Arithmetic is done in the dtype of the points: float32, or float64 for a float64 volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..reference.voxel_sample import BICUBIC, BORDER, SMOOTHSTEP, TRICUBIC, TRILINEAR, ZEROS
+from . import INTERPRETED, Variant
+
+A = tl.constexpr(-0.75)  # Keys' parameter. Always the right operand: the interpreter keeps `A * s` a constant
+
+
+# ---- one axis
+
+
+@triton.jit
+def locate(c, size, CUBIC: tl.constexpr, BORDER: tl.constexpr, ALIGN: tl.constexpr):
+    """The first tap of an axis for the normalised coordinate c, the fraction t, and dp/dc (0 where p was clamped)."""
+    n = size.to(c.dtype)
+    if ALIGN:
+        scale = (n - 1) * 0.5
+        shift = 0.0
+    else:
+        scale = n * 0.5
+        shift = 0.5
+    # An axis of size 1 may have scale 0, and inf * 0 is NaN; 1e30 lies outside of any grid, in cells too.
+    finite = tl.minimum(tl.maximum(c, -1e30), 1e30)
+    p = (finite + 1) * scale - shift
+    # A linear axis with `border` clamps by definition. Otherwise every tap lies beyond the border outside of these
+    # limits: clamping there changes no result and makes any p safe to convert to an integer.
+    if BORDER and not CUBIC:
+        first = n * 0
+        last = n - 1
+    else:
+        first = n * 0 - 3
+        last = n + 2
+    free = (p > first) & (p < last)
+    p = tl.minimum(tl.maximum(p, first), last)
+    i = tl.floor(p)
+    low = i.to(tl.int64)
+    if CUBIC:
+        low -= 1
+    return low, p - i, tl.where(free, scale, 0.0)
+
+
+@triton.jit
+def keys_near(s):
+    """K(s) for s <= 1, and dK/ds."""
+    return (s * (A + 2) - (A + 3)) * s * s + 1, (s * (3 * (A + 2)) - 2 * (A + 3)) * s
+
+
+@triton.jit
+def keys_far(s):
+    """K(s) for 1 < s < 2, and dK/ds."""
+    return ((s - 5) * s + 8) * s * A - 4 * A, ((3 * s - 10) * s + 8) * A
+
+
+@triton.jit
+def tap(axis, k, size, CUBIC: tl.constexpr, SMOOTH: tl.constexpr, BORDER: tl.constexpr):
+    """Tap k of an axis: its cell, whether that lies in the volume, its weight w, and dw/dt."""
+    low, t, _ = axis
+    cell = low + k
+    if BORDER:
+        cell = tl.minimum(tl.maximum(cell, 0), size - 1)
+    if CUBIC:
+        u = t + (1 - k)  # from the tap to the point
+        s = tl.abs(u)
+        near, dnear = keys_near(s)
+        far, dfar = keys_far(s)
+        w = tl.where(s <= 1, near, far)
+        dw = tl.where(s <= 1, dnear, dfar)
+        dw = tl.where(u < 0, -dw, dw)
+    else:
+        if SMOOTH:
+            s = t * t * (3 - 2 * t)
+            ds = 6 * t * (1 - t)
+        else:
+            s = t
+            ds = tl.full(t.shape, 1.0, t.dtype)
+        w = tl.where(k == 0, 1 - s, s)
+        dw = tl.where(k == 0, -ds, ds)
+    return cell, (cell >= 0) & (cell < size), w, dw
+
+
+@triton.jit
+def taps(axis, size, CUBIC: tl.constexpr, SMOOTH: tl.constexpr, BORDER: tl.constexpr):
+    """The 2 or 4 taps of an axis."""
+    first, second = tap(axis, 0, size, CUBIC, SMOOTH, BORDER), tap(axis, 1, size, CUBIC, SMOOTH, BORDER)
+    if CUBIC:
+        third, fourth = tap(axis, 2, size, CUBIC, SMOOTH, BORDER), tap(axis, 3, size, CUBIC, SMOOTH, BORDER)
+        return first, second, third, fourth
+    else:
+        return first, second
+
+
+# ---- a tile
+
+
+@triton.jit
+def tile(points, N, tiles, BLOCK_N: tl.constexpr):
+    """The batch item of this program, its points as rows of `points`, whether there are such, whether one is NaN, and
+    their x, y, z: 0 where there is none, or a NaN."""
+    item = (tl.program_id(0) // tiles).to(tl.int64)
+    n = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    there = n < N
+    point = item * N + n
+    x = tl.load(points + 3 * point, mask=there, other=0.0)
+    y = tl.load(points + 3 * point + 1, mask=there, other=0.0)
+    z = tl.load(points + 3 * point + 2, mask=there, other=0.0)
+    lost = (x != x) | (y != y) | (z != z)
+    return item, point, there, lost, tl.where(lost, 0.0, x), tl.where(lost, 0.0, y), tl.where(lost, 0.0, z)
+
+
+@triton.jit
+def interpolate(
+    volume, channel, valid, C, item, x, y, z, X, Y, Z,
+    CUBIC_XY: tl.constexpr, CUBIC_Z: tl.constexpr, SMOOTH: tl.constexpr, BORDER: tl.constexpr,
+    DERIVATIVES: tl.constexpr,
+):  # fmt: skip
+    """f, and with DERIVATIVES those by t_x, t_y and t_z: rows of taps first, of rows planes, of planes the result."""
+    f = tl.zeros(valid.shape, z[1].dtype)
+    fx, fy, fz = f, f, f
+    # The 64 taps of tricubic unrolled would need more registers than there are.
+    for kz in tl.range(0, 4 if CUBIC_Z else 2, loop_unroll_factor=1 if CUBIC_Z else 2):
+        cz, in_z, wz, dz = tap(z, kz, Z, CUBIC_Z, SMOOTH, BORDER)
+        plane = tl.zeros(valid.shape, f.dtype)
+        plane_x, plane_y = plane, plane
+        for ky in tl.static_range(4 if CUBIC_XY else 2):
+            cy, in_y, wy, dy = y[ky]
+            row = tl.zeros(valid.shape, f.dtype)
+            row_x = row
+            for kx in tl.static_range(4 if CUBIC_XY else 2):
+                cx, in_x, wx, dx = x[kx]
+                voxel = (((item * Z + cz) * Y + cy) * X + cx) * C
+                inside = (in_x & in_y & in_z)[:, None] & valid
+                v = tl.load(volume + voxel[:, None] + channel[None, :], mask=inside, other=0.0).to(f.dtype)
+                row += wx[:, None] * v
+                if DERIVATIVES:
+                    row_x += dx[:, None] * v
+            plane += wy[:, None] * row
+            if DERIVATIVES:
+                plane_x += wy[:, None] * row_x
+                plane_y += dy[:, None] * row
+        f += wz[:, None] * plane
+        if DERIVATIVES:
+            fx += wz[:, None] * plane_x
+            fy += wz[:, None] * plane_y
+            fz += dz[:, None] * plane
+    return f, fx, fy, fz
+
+
+@triton.jit
+def scatter(
+    grad_volume, g, channel, valid, C, item, x, y, z, X, Y, Z,
+    CUBIC_XY: tl.constexpr, CUBIC_Z: tl.constexpr, SMOOTH: tl.constexpr, BORDER: tl.constexpr,
+):  # fmt: skip
+    """dV += w_k g for every tap k."""
+    for kz in tl.range(0, 4 if CUBIC_Z else 2, loop_unroll_factor=1 if CUBIC_Z else 2):
+        cz, in_z, wz, _ = tap(z, kz, Z, CUBIC_Z, SMOOTH, BORDER)
+        for ky in tl.static_range(4 if CUBIC_XY else 2):
+            cy, in_y, wy, _ = y[ky]
+            for kx in tl.static_range(4 if CUBIC_XY else 2):
+                cx, in_x, wx, _ = x[kx]
+                voxel = (((item * Z + cz) * Y + cy) * X + cx) * C
+                inside = (in_x & in_y & in_z)[:, None] & valid
+                add = (wx * (wy * wz))[:, None] * g
+                tl.atomic_add(grad_volume + voxel[:, None] + channel[None, :], add, mask=inside, sem="relaxed")
+
+
+# ---- kernels
+
+RUN_TIME = ["N", "tiles", "X", "Y", "Z"]  # sizes that change from call to call compile nothing anew
+
+
+@triton.jit(do_not_specialize=RUN_TIME)
+def forward_kernel(
+    out, volume, points, N, tiles, X, Y, Z,
+    C: tl.constexpr, CUBIC_XY: tl.constexpr, CUBIC_Z: tl.constexpr, SMOOTH: tl.constexpr, BORDER: tl.constexpr,
+    ALIGN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """out (B,N,C) from volume (B,Z,Y,X,C) and points (B,N,3); one program for BLOCK_N points of one item."""
+    item, point, there, lost, cx, cy, cz = tile(points, N, tiles, BLOCK_N)
+    x = locate(cx, X, CUBIC_XY, BORDER, ALIGN)
+    y = locate(cy, Y, CUBIC_XY, BORDER, ALIGN)
+    z = locate(cz, Z, CUBIC_Z, BORDER, ALIGN)
+    xs, ys = taps(x, X, CUBIC_XY, SMOOTH, BORDER), taps(y, Y, CUBIC_XY, SMOOTH, BORDER)
+    for start in range(0, C, BLOCK_C):
+        channel = start + tl.arange(0, BLOCK_C)
+        valid = there[:, None] & (channel < C)[None, :]
+        f, _, _, _ = interpolate(
+            volume, channel, valid, C, item, xs, ys, z, X, Y, Z, CUBIC_XY, CUBIC_Z, SMOOTH, BORDER, False
+        )  # fmt: skip
+        f = tl.where(lost[:, None], float("nan"), f)
+        tl.store(out + (point * C)[:, None] + channel[None, :], f.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit(do_not_specialize=RUN_TIME)
+def backward_kernel(
+    grad_volume, grad_points, grad, volume, points, N, tiles, X, Y, Z,
+    C: tl.constexpr, CUBIC_XY: tl.constexpr, CUBIC_Z: tl.constexpr, SMOOTH: tl.constexpr, BORDER: tl.constexpr,
+    ALIGN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    VOLUME: tl.constexpr, POINTS: tl.constexpr,
+):  # fmt: skip
+    """grad_volume (B,Z,Y,X,C) is added to if VOLUME, grad_points (B,N,3) is written if POINTS; both in the dtype of the
+    points."""
+    item, point, there, lost, cx, cy, cz = tile(points, N, tiles, BLOCK_N)
+    x = locate(cx, X, CUBIC_XY, BORDER, ALIGN)
+    y = locate(cy, Y, CUBIC_XY, BORDER, ALIGN)
+    z = locate(cz, Z, CUBIC_Z, BORDER, ALIGN)
+    xs, ys = taps(x, X, CUBIC_XY, SMOOTH, BORDER), taps(y, Y, CUBIC_XY, SMOOTH, BORDER)
+    px = tl.zeros([BLOCK_N], cx.dtype)
+    py, pz = px, px
+    for start in range(0, C, BLOCK_C):
+        channel = start + tl.arange(0, BLOCK_C)
+        valid = (there & (lost == 0))[:, None] & (channel < C)[None, :]
+        g = tl.load(grad + (point * C)[:, None] + channel[None, :], mask=valid, other=0.0).to(cx.dtype)
+        if VOLUME:
+            scatter(grad_volume, g, channel, valid, C, item, xs, ys, z, X, Y, Z, CUBIC_XY, CUBIC_Z, SMOOTH, BORDER)
+        if POINTS:
+            _, fx, fy, fz = interpolate(
+                volume, channel, valid, C, item, xs, ys, z, X, Y, Z, CUBIC_XY, CUBIC_Z, SMOOTH, BORDER, True
+            )  # fmt: skip
+            px += tl.sum(g * fx, axis=1)
+            py += tl.sum(g * fy, axis=1)
+            pz += tl.sum(g * fz, axis=1)
+    if POINTS:
+        tl.store(grad_points + 3 * point, px * x[2], mask=there)
+        tl.store(grad_points + 3 * point + 1, py * y[2], mask=there)
+        tl.store(grad_points + 3 * point + 2, pz * z[2], mask=there)
+
+
+# ---- launch
+
+# Products and sums may fuse, as in the CUDA kernels: said aloud because the default of Triton is about to change.
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+
+
+def constants(
+    C: int, dtype: torch.dtype, mode: int, padding_mode: int, align_corners: bool, *, most: int
+) -> dict[str, Any]:
+    """What a kernel is compiled for. Each of 128 threads holds 16 bytes of voxels, at most `most` channels; in the
+    interpreter, whose cost is per program, tiles are large."""
+    elements = 2**14 if INTERPRETED else 128 * min(16 // dtype.itemsize, most)
+    block = min(triton.next_power_of_2(C), 128)
+    return {
+        "C": C,
+        "CUBIC_XY": mode in (BICUBIC, TRICUBIC),
+        "CUBIC_Z": mode == TRICUBIC,
+        "SMOOTH": mode == SMOOTHSTEP,
+        "BORDER": padding_mode == BORDER,
+        "ALIGN": align_corners,
+        "BLOCK_N": max(1, elements // block),
+        "BLOCK_C": block,
+    }
+
+
+def forward_constants(C: int, dtype: torch.dtype, *options: Any) -> dict[str, Any]:
+    return constants(C, dtype, *options, most=8)
+
+
+def backward_constants(C: int, dtype: torch.dtype, *options: Any, mask: Sequence[bool]) -> dict[str, Any]:
+    # With 8 halves a thread, the sums for the points take so many registers that few warps fit on a multiprocessor.
+    return {**constants(C, dtype, *options, most=4), "VOLUME": mask[0], "POINTS": mask[1]}
+
+
+def voxel_sample(volume: Tensor, points: Tensor, mode: int, padding_mode: int, align_corners: bool) -> Tensor:
+    """As ``mim4d.reference.voxel_sample``."""
+    _check(volume, points)
+    B, C, Z, Y, X = volume.shape
+    out = volume.new_empty(*points.shape[:-1], C)
+    if out.numel():
+        compiled = forward_constants(C, volume.dtype, mode, padding_mode, align_corners)
+        volume, points = volume.contiguous(memory_format=torch.channels_last_3d), points.contiguous()
+        N = points.numel() // (3 * B)
+        tiles = triton.cdiv(N, compiled["BLOCK_N"])
+        with torch.cuda.device_of(volume):
+            forward_kernel[(B * tiles,)](out, volume, points, N, tiles, X, Y, Z, **compiled, **OPTIONS)
+    return out
+
+
+def voxel_sample_backward(
+    grad: Tensor, volume: Tensor, points: Tensor, mode: int, padding_mode: int, align_corners: bool, mask: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """As ``mim4d.reference.voxel_sample_backward``."""
+    _check(volume, points, grad)
+    B, C, Z, Y, X = volume.shape
+    rows = torch.channels_last_3d
+    # Sums are kept in the dtype of the arithmetic: adding thousands of halves one by one would lose them.
+    grad_volume = torch.zeros_like(volume, dtype=points.dtype, memory_format=rows) if mask[0] else volume.new_empty(0)
+    grad_points = torch.zeros_like(points, memory_format=torch.contiguous_format) if mask[1] else points.new_empty(0)
+    if any(mask) and grad.numel():
+        compiled = backward_constants(C, volume.dtype, mode, padding_mode, align_corners, mask=mask)
+        volume, points = volume.contiguous(memory_format=rows) if mask[1] else volume, points.contiguous()
+        N = points.numel() // (3 * B)
+        tiles = triton.cdiv(N, compiled["BLOCK_N"])
+        with torch.cuda.device_of(volume):
+            backward_kernel[(B * tiles,)](
+                grad_volume, grad_points, grad.contiguous(), volume, points, N, tiles, X, Y, Z, **compiled, **OPTIONS
+            )
+    return grad_volume.to(volume.dtype), grad_points
+
+
+def _check(volume: Tensor, points: Tensor, grad: Tensor | None = None) -> None:
+    """What a kernel takes for granted. The public function has asked already; the op of the dispatcher has not."""
+    wide = torch.float64 if volume.dtype == torch.float64 else torch.float32
+    given = (volume, points) if grad is None else (volume, points, grad)
+    torch._check(
+        volume.dim() == 5 and points.dim() > 1 and points.shape[-1] == 3 and points.shape[0] == volume.shape[0],
+        lambda: f"mim4d_triton::voxel_sample: volume {tuple(volume.shape)} and points {tuple(points.shape)}",
+    )
+    torch._check(
+        grad is None or grad.shape == (*points.shape[:-1], volume.shape[1]),
+        lambda: "mim4d_triton::voxel_sample_backward: grad has not the shape of the result",
+    )
+    torch._check(
+        volume.is_floating_point() and points.dtype == wide and (grad is None or grad.dtype == volume.dtype),
+        lambda: f"mim4d_triton::voxel_sample: dtypes {[t.dtype for t in given]}",
+    )
+    torch._check(
+        len({t.device for t in given}) == 1 and (INTERPRETED or volume.device.type != "cpu"),
+        lambda: (
+            f"mim4d_triton::voxel_sample: tensors on {[str(t.device) for t in given]}; Triton reads CPU tensors in "
+            "its interpreter alone (TRITON_INTERPRET=1 before mim4d is imported)"
+        ),
+    )
+
+
+# ---- what a test compiles for GPUs that are not there
+
+
+def _variants() -> Iterator[Variant]:
+    names = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    modes = {TRILINEAR: "trilinear", SMOOTHSTEP: "smoothstep", BICUBIC: "bicubic", TRICUBIC: "tricubic"}
+    cases = [
+        *((mode, torch.float32, 32) for mode in modes),
+        *((mode, dtype, 32) for mode in (TRILINEAR, TRICUBIC) for dtype in (torch.float64, torch.bfloat16)),
+        (TRILINEAR, torch.float16, 32),
+        *((TRILINEAR, torch.float32, C) for C in (1, 5, 256)),
+    ]
+    for mode, dtype, C in cases:
+        stored, wide = f"*{names[dtype]}", "*fp64" if dtype == torch.float64 else "*fp32"
+        label = f"<{modes[mode]}, {names[dtype]}, {C}>"
+        taken = {"volume": stored, "points": wide, **dict.fromkeys(RUN_TIME, "i32")}
+        compiled = forward_constants(C, dtype, mode, ZEROS, False)
+        yield Variant(f"voxel_sample_forward{label}", forward_kernel, {"out": stored, **taken}, compiled, OPTIONS)
+        made = {"grad_volume": wide, "grad_points": wide, "grad": stored}
+        compiled = backward_constants(C, dtype, mode, ZEROS, False, mask=(True, True))
+        yield Variant(f"voxel_sample_backward{label}", backward_kernel, {**made, **taken}, compiled, OPTIONS)
+
+
+VARIANTS = tuple(_variants())
