@@ -138,7 +138,10 @@ def check() -> list[str]:
         for info in with_kernel("cuda")
         if (against := _library.absent.get((info.op, "cuda")) or backends._unserved_device(None))
     ]
-    kernels = _library.kernel_attributes()
+    try:
+        kernels = _library.kernel_attributes()
+    except RuntimeError as error:  # of the driver: no code for this GPU, a driver older than the runtime
+        return [*faults, str(error)]
     for kernel in kernels:
         print(
             "{name}: {registers} registers, {shared_bytes} bytes shared, {local_bytes} local, "

@@ -1,102 +1,152 @@
-"""Time the ops: ``python -m benchmarks.run [voxel_sample ...] [--preset rays] [--threads 1 2] [--json FILE]``.
+"""Time the ops: ``python -m benchmarks.run [voxel_sample ...]``, which is also ``make bench`` and ``mim4d bench``.
 
-Every rival is first compared with an oracle in float64; a wrong one gets no time. Rivals take turns and the best of the
-repetitions counts. Ratios are to the first row of a table.
+Every rival is first compared with an oracle in float64, results and gradients; a wrong one gets no time, is printed in
+red, and the command ends with 1. Rivals take turns; ratios are to the first row of a table, more than 1 is faster.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
+import contextlib
 import sys
-from datetime import datetime, timezone
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
-from benchmarks.case import Case, best_times, error
-from benchmarks.ops import voxel_sample
-from mim4d import _library, backends
+from benchmarks import record, roofline, timing
+from benchmarks.base import Base
+from benchmarks.case import DIRECTIONS
+from benchmarks.ops import ENTRIES
+from benchmarks.report import Report
+from benchmarks.session import Session
+from benchmarks.table import table
+from mim4d.errors import UserError, did_you_mean
 
-OPS = {"voxel_sample": voxel_sample}
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+DTYPES = {"cpu": ("float32",), "cuda": ("float32", "bfloat16")}
+KNOWN_DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
-def environment(device: str) -> dict[str, str]:
-    """What a row needs to be understood later."""
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
-        "cpu_isa": str(backends.status()["cpu_isa"]),
-        "torch": torch.__version__,
-        "revision": _library.build_info().get("revision", "not built"),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists all)")
 
 
-def measure(case: Case, threads: int, repeat: int, device: str) -> list[dict[str, object]]:
-    """The rows of one table; prints it."""
-    print(f"\n{case.op} {case.preset} {case.direction}, {threads} thread{'s' if threads > 1 else ''}")
-    oracle = case.oracle()
-    errors = {name: error(run(), oracle) for name, run in case.rivals.items()}
-    right = {name: run for name, run in case.rivals.items() if errors[name] <= case.tolerance}
-    best = best_times(right, repeat, device)
-    rows: list[dict[str, object]] = []
-    for name in case.rivals:
-        if name not in best:
-            print(f"  {name:<28} error {errors[name]:.1e}, allowed {case.tolerance:.0e}: no time")
-            continue
-        ratio = best[next(iter(best))] / best[name]
-        rate = case.bytes / best[name] / 1e9
-        print(f"  {name:<28}{best[name] * 1e3:9.3f} ms {ratio:7.2f} x {rate:8.2f} GB/s   error {errors[name]:.1e}")
-        rows.append(
-            {
-                **{"op": case.op, "preset": case.preset, "direction": case.direction, "rival": name},
-                **{"threads": threads, "ms": best[name] * 1e3, "ratio": ratio, "gb_s": rate, "error": errors[name]},
-            }
-        )
+def parser(prog: str) -> argparse.ArgumentParser:
+    made = _Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    presets = "\n".join(
+        f"  {op}: {', '.join(p + ''.join(f' [{d}]' for d in entry.presets[p].devices) for p in entry.presets)}"
+        for op, entry in ENTRIES.items()
+    )
+    made.epilog = f"presets, and the devices where they are the default:\n{presets}"
+    made.add_argument("ops", nargs="*", metavar="OP", help=f"which ops (default: all of {', '.join(ENTRIES)})")
+    made.add_argument("--preset", nargs="+", metavar="NAME", help="which inputs (default: those of the device, below)")
+    made.add_argument("--direction", nargs="+", choices=tuple(DIRECTIONS), help="default: all but chain")
+    made.add_argument("--dtype", nargs="+", choices=KNOWN_DTYPES, help="default: float32; on a GPU bfloat16 too")
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--threads", nargs="+", type=int, help="CPU threads (default: one, and all cores)")
+    made.add_argument("--seconds", type=float, default=0.25, help="time for each rival in a table (default: 0.25)")
+    made.add_argument("--compile", action="store_true", help="torch.compile wherever it is a rival: minutes on a CPU")
+    made.add_argument("--base", metavar="REF", help="measure this git revision in the same rounds, as one more rival")
+    made.add_argument("--json", type=Path, metavar="FILE", help="append the rows to a file, one JSON object a line")
+    made.add_argument("--save", action="store_true", help="append them to benchmarks/results/<device>.jsonl")
+    made.add_argument("--revision", help="what the rows call the revision where there is no git")
+    made.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the plot (default: runs/bench)")
+    made.add_argument("--no-plot", action="store_true", help="no plot")
+    return made
+
+
+def plan(options: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """(op, preset, dtype) of every problem that was asked for."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here")
+    for op in options.ops:
+        if op not in ENTRIES:
+            raise UserError(f"no benchmark of {op}{did_you_mean(op, ENTRIES)} (there are {', '.join(ENTRIES)})")
+    chosen = options.ops or list(ENTRIES)
+    known = {preset for op in chosen for preset in ENTRIES[op].presets}
+    for preset in options.preset or ():
+        if preset not in known:
+            raise UserError(f"no preset {preset}{did_you_mean(preset, known)} (there are {', '.join(sorted(known))})")
+    problems = []
+    for op in chosen:
+        for name, preset in ENTRIES[op].presets.items():
+            wanted = name in options.preset if options.preset else options.device in preset.devices
+            if wanted:
+                problems += [(op, name, dtype) for dtype in options.dtype or DTYPES[options.device]]
+    return problems
+
+
+def bench(options: argparse.Namespace, report: Report) -> list[dict[str, Any]]:
+    """Measure everything that was asked for; prints tables, returns the rows."""
+    problems, cores = plan(options), roofline.cores()
+    threads = options.threads or sorted({1, cores})
+    if options.device == "cuda":
+        threads = [torch.get_num_threads()]
+    if min(threads) < 1:
+        raise UserError("--threads takes numbers from 1 on")
+    warning = timing.busy(options.device, cores)
+    if warning:
+        report.warn(f"{warning}: do not trust close ratios")
+    before, session, rows = torch.get_num_threads(), Session(), []
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        stack.callback(session.close)
+        base = stack.enter_context(Base(options.base, options.device)) if options.base else None
+        facts = record.environment(options.device, options.revision)
+        report.facts(facts, base and f"{base.name}: {base.note}")
+        stack.enter_context(report.progress(len(problems)))
+        for op, preset, dtype in problems:
+            report.step(f"{op} {preset} {dtype}")
+            what = {"op": op, "preset": preset, "device": options.device, "dtype": dtype}
+            try:
+                session.open(**what, only_ours=False, compile=options.compile)
+            except torch.cuda.OutOfMemoryError as error:
+                report.warn(f"{op} {preset} {dtype}: not measured, the oracle does not fit into memory ({error})")
+                continue
+            others = base.ask("open", **what) if base else {}
+            report.problem(ENTRIES[op].presets[preset].what, session, others, base)
+            for count in threads:
+                session.threads(count)
+                if base:
+                    base.ask("threads", count=count)
+                ceiling = roofline.measure(options.device, quick=preset == "tiny")
+                for direction in session.problem.directions:
+                    if direction not in (options.direction or [d for d in DIRECTIONS if d != "chain"]):
+                        continue
+                    found = table(session, direction, ceiling, options.seconds, base, others)
+                    for group in found:
+                        report.table(group, None if options.device == "cuda" else count)
+                        rows += [{**facts, "threads": count, "kind": "op", **row} for row in group]
     return rows
 
 
-def main() -> int:
-    cores = len(os.sched_getaffinity(0))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ops", nargs="*", metavar="OP", help=f"which ops (default: all of {', '.join(OPS)})")
-    parser.add_argument("--preset", nargs="+", help="which inputs (default: all but tiny)")
-    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores}), help="CPU threads")
-    parser.add_argument("--repeat", type=int, default=20, help="repetitions, of which the best counts")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="append the rows to this file, one JSON object a line")
-    args = parser.parse_args()
-    unknown = sorted(set(args.ops) - set(OPS))
-    if unknown:
-        parser.error(f"no benchmark of {', '.join(unknown)}; there are {', '.join(OPS)}")
-
-    facts = environment(args.device)
-    print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    rows: list[dict[str, object]] = []
-    for op in args.ops or OPS:
-        presets = OPS[op].PRESETS
-        for preset in args.preset or [p for p in presets if p != "tiny"]:
-            if preset not in presets:
-                parser.error(f"{op} has no preset {preset}; it has {', '.join(presets)}")
-            for case in OPS[op].cases(preset, args.device):
-                for threads in [1] if args.device == "cuda" else args.threads:
-                    torch.set_num_threads(threads)
-                    rows += measure(case, threads, args.repeat, args.device)
-    if args.json:
-        with args.json.open("a") as file:
-            file.writelines(json.dumps({**facts, **row}) + "\n" for row in rows)
-    return 0
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m benchmarks.run") -> int:
+    """Raises UserError for what the user got wrong. Returns 1 if any rival is wrong."""
+    options = parser(prog).parse_args(arguments)
+    report = Report()
+    rows = bench(options, report)
+    for path in (options.json, record.results_file(options.device) if options.save else None):
+        if path is not None:
+            record.append(path, rows)
+            report.say(f"{len(rows)} rows were added to {path}")
+    if not options.no_plot and any(row["status"] == "ok" for row in rows):
+        try:
+            from benchmarks.plot import plot
+        except ImportError as error:
+            report.warn(f"no plot: {error.name} is not installed")
+        else:
+            written = plot(rows, options.out)
+            report.say("wrote " + " and ".join(map(str, written)))
+    wrong = sorted({(row["op"], row["rival"]) for row in rows if row["status"] == "wrong"})
+    report.end(rows, wrong)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -92,10 +92,11 @@ def random_clips(config: DataConfig, batch: int = 1, seed: int = 0) -> ClipBatch
     )
 
 
-def set_peak_lr(optimizer: torch.optim.Optimizer, train: TrainConfig) -> None:
+def set_rate(optimizer: torch.optim.Optimizer, train: TrainConfig, factor: float = 1.0) -> None:
+    """The peak learning rate times ``factor``."""
     from mim4d.engine.optim import peak_lr, set_lr
 
-    set_lr(optimizer, peak_lr(train))
+    set_lr(optimizer, factor * peak_lr(train))
 
 
 def one_step(
@@ -171,7 +172,7 @@ def _measure(config: PretrainConfig, device: str, warmup: int, steps: int) -> di
     if train.compile:
         model.compile()
     optimizer = build_optimizer(model, train, model.image_encoder.backbone)
-    set_peak_lr(optimizer, train)
+    set_rate(optimizer, train)
     clips = random_clips(config.data, train.batch).to(device)
     before = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
 
@@ -201,6 +202,8 @@ def _measure(config: PretrainConfig, device: str, warmup: int, steps: int) -> di
         phases[phase] += (now - last) * 1e3
         last = now
 
+    # Behind layer scales of 1e-6 gradients are so small that the usual rate moves a weight by less than its rounding.
+    set_rate(optimizer, train, 1000.0)
     results.append(one_step(model, optimizer, clips, train, warmup + steps, mark))
     losses, norms = ([float(value) for value in values] for values in zip(*results, strict=True))
     fault = fault_of(model, before, losses, norms)

@@ -1,83 +1,152 @@
-"""``voxel_sample`` against ``torch.nn.functional.grid_sample``, from both layouts of the volume."""
+"""``voxel_sample`` and ``voxel_sample_with_grad`` against ``torch.nn.functional.grid_sample``, in both layouts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Case
-from mim4d import ops
-from mim4d.reference import voxel_sample as reference
+from benchmarks import oracle, ours, peers
+from benchmarks.case import Arguments, Entry, Inputs, Preset, Rival
+from benchmarks.inputs import camera_rays, normal, off_kinks, ray_edges, to_box, uniform, voxel_centres
 
-# name -> (C, Z, Y, X), points (N, 3). What the models do: render rays, warp a volume onto another frame.
+BOTH, CPU, CUDA = ("cpu", "cuda"), ("cpu",), ("cuda",)
+
+# The volumes of MIM4D at 0.1 m (128 x 128) and 0.075 m (180 x 180); 96 samples on a ray.
 PRESETS = {
-    "rays": ((32, 5, 128, 128), lambda g: rays(g, 512, 96)),
-    "warp": ((32, 5, 128, 128), lambda g: warp(5, 128, 128)),
-    "uniform": ((32, 5, 128, 128), lambda g: torch.rand(49152, 3, generator=g) * 2 - 1),
-    "tiny": ((4, 2, 8, 8), lambda g: torch.rand(64, 3, generator=g) * 2 - 1),
+    "mim4d_rays_128x96": Preset(
+        "128 rays of six cameras, 96 samples each, in the 128x128 volume",
+        {"volume": (32, 5, 128, 128), "rays": (128, 96)},
+        devices=CPU,
+        compiled=BOTH,
+    ),
+    "uniform_12288": Preset("as many points anywhere", {"volume": (32, 5, 128, 128), "uniform": 12288}, devices=CPU),
+    "mim4d_rays_512x96": Preset(
+        "512 rays of six cameras, 96 samples each, in the 128x128 volume",
+        {"volume": (32, 5, 128, 128), "rays": (512, 96)},
+    ),
+    "mim4d_warp_128": Preset(
+        "every voxel of the 128x128 volume seen from another frame",
+        {"volume": (32, 5, 128, 128), "warp": True},
+        devices=CUDA,
+    ),
+    "mim4d_rays_3072x96": Preset(
+        "one render call: 3072 rays, 96 samples each, in the 180x180 volume",
+        {"volume": (32, 5, 180, 180), "rays": (3072, 96)},
+        devices=CUDA,
+    ),
+    "uniform_294912": Preset("as many points anywhere", {"volume": (32, 5, 180, 180), "uniform": 294912}, devices=CUDA),
+    "tricubic_rays_32x96": Preset(
+        "32 rays, read with 64 taps", {"volume": (32, 5, 128, 128), "rays": (32, 96), "mode": "tricubic"}, CPU
+    ),
+    "tricubic_rays_3072x96": Preset(
+        "one render call, read with 64 taps",
+        {"volume": (32, 5, 180, 180), "rays": (3072, 96), "mode": "tricubic"},
+        devices=CUDA,
+    ),
+    "tiny": Preset("for CI", {"volume": (4, 3, 6, 5), "uniform": 48}),
 }
 
 
-def rays(g: torch.Generator, count: int, samples: int) -> Tensor:
-    """Samples along rays that leave six cameras in the middle of the scene."""
-    origin = 0.02 * torch.randn(6, 3, generator=g)[torch.arange(count) % 6]
-    direction = F.normalize(torch.randn(count, 3, generator=g) * torch.tensor([1.0, 1.0, 0.2]), dim=-1)
-    return (origin[:, None] + direction[:, None] * torch.linspace(0.02, 1.2, samples)[:, None]).flatten(0, 1)
+def inputs(sizes: Mapping[str, Any], g: torch.Generator) -> Inputs:
+    shape = sizes["volume"]
+    if "rays" in sizes:
+        count, samples = sizes["rays"]
+        origins, directions = camera_rays(g, count)
+        t = ray_edges(g, origins, directions, samples, shape[1:])[:, :-1]
+        points = to_box(origins[:, None] + directions[:, None] * t[..., None]).reshape(-1, 3)
+    elif "warp" in sizes:
+        x, y, z = voxel_centres(shape[1:]).unbind(-1)
+        points = torch.stack([0.998 * x - 0.06 * y + 0.05, 0.06 * x + 0.998 * y - 0.03, z + 0.02], -1)
+    else:
+        points = 2.1 * uniform(g, sizes["uniform"], 3) - 1.05
+    args = {"volume": normal(g, 1, *shape), "points": off_kinks(points, shape[:0:-1])[None]}
+    if "mode" in sizes:
+        args["mode"] = sizes["mode"]
+    return Inputs(args, ("volume", "points"), ("volume",))
 
 
-def warp(Z: int, Y: int, X: int) -> Tensor:
-    """The centres of all voxels, turned by a few degrees and moved by a few voxels."""
-    axes = ((2 * torch.arange(n) + 1) / n - 1 for n in (Z, Y, X))
-    z, y, x = torch.meshgrid(*axes, indexing="ij")
-    return torch.stack((0.998 * x - 0.06 * y + 0.05, 0.06 * x + 0.998 * y - 0.03, z + 0.02), -1).reshape(-1, 3)
+def exact(volume: Tensor, points: Tensor, mode: str = "trilinear") -> list[Tensor]:
+    return [oracle.read(volume.permute(0, 2, 3, 4, 1), points, cubic=mode == "tricubic")]
 
 
-def cases(preset: str, device: str) -> Iterator[Case]:
-    g = torch.Generator().manual_seed(0)
-    shape, make = PRESETS[preset]
-    points = make(g)[None].to(device)
-    volume = torch.randn(1, *shape, generator=g).to(device)
-    cotangent = torch.randn(1, points.shape[1], shape[0], generator=g).to(device)
-    channels_last = volume.contiguous(memory_format=torch.channels_last_3d)
-    args = (volume.double(), points.double(), 0, 0, False)
-
-    def grid_sample(v: Tensor, p: Tensor) -> Tensor:
-        return F.grid_sample(v, p[:, :, None, None], align_corners=False)[..., 0, 0].transpose(1, 2)
-
-    rivals = {
-        "grid_sample": (grid_sample, volume),
-        "grid_sample, channels last": (grid_sample, channels_last),
-        "mim4d": (ops.voxel_sample, volume),
-        "mim4d, channels last": (ops.voxel_sample, channels_last),
-    }
-    moved = 4 * (volume.numel() + points.numel() + cotangent.numel())
-    yield Case(
-        "voxel_sample",
-        preset,
-        "forward",
-        {name: lambda f=f, v=v: f(v, points) for name, (f, v) in rivals.items()},
-        lambda: reference.voxel_sample(*args),
-        tolerance=5e-6,
-        bytes=moved,
-    )
-    yield Case(
-        "voxel_sample",
-        preset,
-        "backward",
-        {name: backward(f, v, points, cotangent) for name, (f, v) in rivals.items()},
-        lambda: reference.voxel_sample_backward(cotangent.double(), *args, [True, True]),
-        tolerance=5e-6,
-        bytes=2 * moved,
-    )
+def exact_with_grad(volume: Tensor, points: Tensor, mode: str = "trilinear") -> list[Tensor]:
+    """The Jacobian by autograd, a channel at a time."""
+    with torch.enable_grad():
+        place = points if points.requires_grad else points.detach().requires_grad_()
+        (features,) = exact(volume, place, mode)
+        columns = [torch.autograd.grad(f.sum(), place, create_graph=True)[0] for f in features.unbind(-1)]
+    return [features, torch.stack(columns, -2)]
 
 
-def backward(
-    f: Callable[[Tensor, Tensor], Tensor], volume: Tensor, points: Tensor, cotangent: Tensor
-) -> Callable[[], tuple[Tensor, ...]]:
-    """The gradients of volume and points; the forward runs once, outside of what is timed."""
-    leaves = volume.detach().requires_grad_(), points.detach().requires_grad_()
-    out = f(*leaves)
-    return lambda: torch.autograd.grad(out, leaves, cotangent, retain_graph=True)
+def grid_sample(volume: Tensor, points: Tensor, mode: str = "trilinear") -> Tensor:
+    """Stock torch: a half volume is widened, as autocast would."""
+    how = "bicubic" if mode == "tricubic" else "bilinear"
+    out = F.grid_sample(volume.to(points.dtype), points[:, :, None, None], mode=how, align_corners=False)
+    return out[..., 0, 0].transpose(1, 2).to(volume.dtype)
+
+
+def grid_sample_with_grad(volume: Tensor, points: Tensor, mode: str = "trilinear") -> list[Tensor]:
+    """The Jacobian costs one backward for each channel: what normals of features cost without the op."""
+    with torch.enable_grad():
+        place = points if points.requires_grad else points.detach().requires_grad_()
+        features = grid_sample(volume, place, mode)
+        columns = [torch.autograd.grad(f.sum(), place, create_graph=True)[0] for f in features.unbind(-1)]
+    return [features, torch.stack(columns, -2).to(volume.dtype)]
+
+
+def channels_last(args: Arguments) -> Arguments:
+    return {**args, "volume": args["volume"].contiguous(memory_format=torch.channels_last_3d)}
+
+
+def rivals(device: str) -> list[Rival]:
+    native: Callable[[str], Callable[..., Tensor]] = lambda device: grid_sample
+    return [
+        Rival("grid_sample", native, order=2),
+        Rival("grid_sample, channels last", native, order=2, prepare=channels_last),
+        *ours.of("voxel_sample", 2)(device),
+        *ours.of("voxel_sample", 2, prepare=channels_last, note=", channels last", native=True)(device),
+        ours.compiled("voxel_sample"),
+        peers.interpol(),
+        peers.scipy(),
+        peers.cupyx(),
+    ]
+
+
+def rivals_with_grad(device: str) -> list[Rival]:
+    return [
+        Rival("grid_sample, grad by channel", lambda device: grid_sample_with_grad),
+        *ours.of("voxel_sample_with_grad", 1)(device),
+        *ours.of("voxel_sample_with_grad", 1, prepare=channels_last, note=", channels last", native=True)(device),
+        ours.compiled("voxel_sample_with_grad"),
+    ]
+
+
+def flops(args: Arguments) -> int:
+    taps = 64 if args.get("mode") == "tricubic" else 8
+    return 2 * taps * args["points"].shape[1] * args["volume"].shape[1]
+
+
+# The rival calls a backward for each channel: a few rays keep it within seconds on a CPU.
+RAYS_32 = Preset(
+    "32 rays of six cameras, 96 samples each, in the 128x128 volume",
+    {"volume": (32, 5, 128, 128), "rays": (32, 96)},
+    devices=CPU,
+)
+
+ENTRIES = (
+    Entry("voxel_sample", PRESETS, inputs, exact, rivals, flops, order=2),
+    Entry(
+        "voxel_sample_with_grad",
+        {name: preset for name, preset in PRESETS.items() if name in ("mim4d_rays_3072x96", "uniform_294912", "tiny")}
+        | {"mim4d_rays_32x96": RAYS_32},
+        inputs,
+        exact_with_grad,
+        rivals_with_grad,
+        lambda args: 4 * flops(args),
+        order=1,
+    ),
+)
