@@ -55,6 +55,11 @@ class Done:
         """Its exit in words."""
         return "ran out of its time and was ended" if self.expired else f"exit status {self.rc}"
 
+    @property
+    def last(self) -> str:
+        """The last line that it printed."""
+        return next((line for line in reversed(self.output.splitlines()) if line.strip()), "")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -224,7 +229,7 @@ def part_test(context: Context) -> Outcome:
     junit.unlink(missing_ok=True)
     done = context.run("test", test_command(context.python, junit), {"OMP_NUM_THREADS": "4"})
     if not junit.exists():
-        return Outcome(False, f"pytest: {done.why}, no report")
+        return Outcome(False, f"pytest: {done.why}, no report: {done.last}")
     report = read_junit(junit)
     for module, count in report.absent.items():
         print(f"absent: {module} is not installed, so {count} test file(s) were not read")
@@ -383,8 +388,7 @@ def part_step(context: Context) -> Outcome:
             words.append(f"{preset}: out of memory with {memory:.0f} GiB")
             ok = ok and memory < needs
         else:
-            last = done.output.strip().splitlines()[-1:] or [""]
-            words.append(f"{preset}: {done.why}: {last[0]}")
+            words.append(f"{preset}: {done.why}: {done.last}")
             ok = False
     return Outcome(ok and any(" ms" in word for word in words), "; ".join(words))
 

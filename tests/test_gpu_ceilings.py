@@ -32,8 +32,8 @@ FAULTS = {
     "if (i + k * step < n) out[i + k * step] = v[k]": "if (i + k * step + 1 < n) out[i + k * step] = v[k]",
     "pass < passes; ++pass": "pass < (passes + 1) / 2 - (passes == 1); ++pass",
     "code < 0 ? -1.0f : 1.0f": "thread == 5 ? 0.0f : code < 0 ? -1.0f : 1.0f",
-    "int step = 0; step < steps; ++step) {\n#pragma unroll\n    for (int j = 0; j < kChains; ++j) multiply": (
-        "int step = 1; step < steps; ++step) {\n#pragma unroll\n    for (int j = 0; j < kChains; ++j) multiply"
+    "two(a + (row + 8) * 16 + pair), two(a + row * 16 + pair + 8)": (
+        "two(a + row * 16 + pair + 8), two(a + (row + 8) * 16 + pair)"
     ),
     "x[j] = fmaf(x[j], factor, increment)": "x[j] = fmaf(x[j], factor, j ? increment : 0.0f)",
     "if (threadIdx.x == 0) atomicAdd(counter, 1)": "if (threadIdx.x == 0) *counter = 1",
@@ -117,6 +117,7 @@ def test_slow_ceilings_are_repeated_less_often() -> None:
     assert len(ceilings.times(slow, "cpu", 30, 0.03)) == len(calls) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 def test_the_ceilings_compile_for_every_architecture_and_hold_the_instructions_they_measure(tmp_path: Path) -> None:
     out = tmp_path / "ceilings.so"

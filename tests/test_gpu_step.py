@@ -52,11 +52,11 @@ def test_one_step_on_the_cpu(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFi
     assert "every parameter moved" in capsys.readouterr().out
 
 
-def frozen(optimizer: torch.optim.Optimizer, train: Any) -> None:
+def frozen(optimizer: torch.optim.Optimizer, train: Any, factor: float = 1.0) -> None:
     """The learning rate stays 0."""
 
 
-def exploding(optimizer: torch.optim.Optimizer, train: Any) -> None:
+def exploding(optimizer: torch.optim.Optimizer, train: Any, factor: float = 1.0) -> None:
     for group in optimizer.param_groups:
         group["lr"] = float("inf")
 
@@ -65,7 +65,7 @@ def exploding(optimizer: torch.optim.Optimizer, train: Any) -> None:
 def test_a_step_that_does_not_train_gets_no_time(
     plant: Callable[..., None], words: str, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "set_peak_lr", plant)
+    monkeypatch.setattr(step, "set_rate", plant)
     config = replace(tiny, train=replace(tiny.train, accumulate=1))
     row = step.measure(config, "cpu", warmup=0, steps=1)
     assert words in row["outcome"]

@@ -17,8 +17,7 @@ constexpr int kThreads = 256;  // in a block
 constexpr int kUnroll = 4;     // loads of 16 bytes that a thread has under way
 constexpr int kChains = 8;     // independent results of a thread or warp: enough to hide the latency of a unit
 
-// --- memory
-// ------------------------------------------------------------------------------------------------------------
+// --- memory --------------------------------------------------------------------------------------------------------
 
 // Past the L1, which would answer in place of the L2; volatile, so that no pass over the same data is left out.
 __device__ __forceinline__ uint4 load_l2(const uint4* p) {
@@ -61,8 +60,7 @@ __global__ void __launch_bounds__(kThreads) read_kernel(const uint4* in, int64_t
   if (threadIdx.x % 32 == 0) sums[(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32] = sum;
 }
 
-// --- atomics
-// -----------------------------------------------------------------------------------------------------------
+// --- atomics -------------------------------------------------------------------------------------------------------
 
 // p[0..V) += x by as few instructions as the GPU has for it.
 template <int V>
@@ -122,23 +120,30 @@ __global__ void __launch_bounds__(kThreads) atomic_kernel(S* table, const int32_
   add<V>(table + ((row << lane_bits) + lane) * V, code < 0 ? -1.0f : 1.0f);
 }
 
-// --- arithmetic
-// --------------------------------------------------------------------------------------------------------
+// --- arithmetic ----------------------------------------------------------------------------------------------------
 
-// c += a b of one warp: a is 16 x 16, b 16 x 8 with its columns in a row (b[column][k]), c this thread's 4 of 16 x 8
-__device__ __forceinline__ void multiply(const __nv_bfloat16* a, const __nv_bfloat16* b, const uint32_t (&fa)[4],
-                                         const uint32_t (&fb)[2], float (&c)[4]) {
+// c += a b of one warp: a is 16 x 16, b 16 x 8, c 16 x 8, each thread holding the pieces that mma.sync wants of it.
+__device__ __forceinline__ void multiply(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4]) {
 #if defined(__CUDACC__)
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(fa[0]), "r"(fa[1]), "r"(fa[2]), "r"(fa[3]), "r"(fb[0]), "r"(fb[1]));
-#else
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else  // the same from the pieces as PTX lays them out: in thread 4 r + p, the pairs p and p + 4 of rows r and r + 8 of
+       // a
   const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
-  for (int i = 0; i < 4; ++i)
-    for (int k = 0; k < 16; ++k)
-      c[i] += static_cast<float>(a[(row + i / 2 * 8) * 16 + k]) * static_cast<float>(b[(column + i % 2) * 16 + k]);
+  for (int pair = 0; pair < 8; ++pair) {
+    uint32_t x[2], y[2];
+    for (int half = 0; half < 2; ++half) {
+      x[half] = __shfl_sync(0xffffffffu, a[half + pair / 4 * 2], row * 4 + pair % 4);
+      y[half] = __shfl_sync(0xffffffffu, b[pair / 4], (column + half) * 4 + pair % 4);
+    }
+    for (int i = 0; i < 4; ++i) {
+      c[i] += __uint_as_float(x[i / 2] << 16) * __uint_as_float(y[i % 2] << 16);
+      c[i] += __uint_as_float(x[i / 2] & 0xffff0000u) * __uint_as_float(y[i % 2] & 0xffff0000u);
+    }
+  }
 #endif
 }
 
@@ -153,7 +158,7 @@ __global__ void __launch_bounds__(kThreads)
   float c[kChains][4] = {};
   for (int step = 0; step < steps; ++step) {
 #pragma unroll
-    for (int j = 0; j < kChains; ++j) multiply(a, b, fa, fb, c[j]);
+    for (int j = 0; j < kChains; ++j) multiply(fa, fb, c[j]);
   }
   float* tile = out + (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32 * 128;
 #pragma unroll
@@ -180,8 +185,7 @@ __global__ void __launch_bounds__(kThreads) fma_kernel(float factor, float incre
   out[static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x] = sum;
 }
 
-// --- launches
-// ----------------------------------------------------------------------------------------------------------
+// --- launches ------------------------------------------------------------------------------------------------------
 
 // As good as empty, but it cannot be left out.
 __global__ void tick_kernel(int32_t* counter) {
