@@ -84,10 +84,12 @@ class Context:
     def capability(self) -> str:
         return "{}.{}".format(*self.facts["capability"])
 
-    def run(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> Done:
-        """Run a program for as long as the part has time, showing what it prints and keeping it in a log."""
+    def run(
+        self, name: str, command: list[str], environment: Mapping[str, str] | None = None, share: float = 1.0
+    ) -> Done:
+        """Run a program for a share of the time that the part has left, showing and keeping in a log what it prints."""
         left = self.limit - MERCY - (time.monotonic() - self.started)
-        return execute(command, self.logs / f"{name}.log", left, environment)
+        return execute(command, self.logs / f"{name}.log", share * left, environment)
 
 
 def execute(command: list[str], log: Path, seconds: float, environment: Mapping[str, str] | None = None) -> Done:
@@ -340,8 +342,8 @@ def ceilings_command(python: str, results: Path) -> list[str]:
     return [python, "-m", "benchmarks.ceilings.ceilings", "--json", str(results)]
 
 
-def bench_command(python: str, results: Path) -> list[str]:
-    return [python, "-m", "benchmarks.run", "--device", "cuda", "--json", str(results)]
+def bench_command(python: str, op: str, results: Path, plots: Path) -> list[str]:
+    return [python, "-m", "benchmarks.run", op, "--device", "cuda", "--json", str(results), "--out", str(plots)]
 
 
 def step_command(python: str, preset: str, results: Path) -> list[str]:
@@ -352,10 +354,10 @@ def rows_in(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
-def measured(context: Context, name: str, command: list[str]) -> tuple[Done, list[dict[str, Any]]]:
+def measured(context: Context, name: str, command: list[str], share: float = 1.0) -> tuple[Done, list[dict[str, Any]]]:
     """Run a program that appends to the results; and the rows that it added."""
     before = len(rows_in(context.results))
-    done = context.run(name, command)
+    done = context.run(name, command, share=share)
     return done, rows_in(context.results)[before:]
 
 
@@ -369,11 +371,23 @@ def part_ceilings(context: Context) -> Outcome:
 
 
 def part_bench(context: Context) -> Outcome:
-    done, rows = measured(context, "bench", bench_command(context.python, context.results))
-    words = f"{len(rows)} rows of {len({row.get('op') for row in rows})} op(s)"
-    if done.rc or done.expired or not rows:
-        return Outcome(False, f"{done.why}; {words}")
-    return Outcome(True, words)
+    """Each op in a process of its own, which gets its share of the time: one that crashes or takes long costs no
+    other op its rows."""
+    listed = context.run("bench-ops", [context.python, "-m", "benchmarks.gpu_cases", "ops"])
+    if listed.rc or listed.expired:
+        return Outcome(False, f"the benchmarks cannot be listed: {listed.why}: {listed.last}")
+    ops = json.loads(listed.last)
+    bad, words, on_cuda = [], [], 0
+    for place, op in enumerate(ops):
+        command = bench_command(context.python, op, context.results, context.logs / "bench" / op)
+        done, rows = measured(context, f"bench-{op}", command, 1 / (len(ops) - place))
+        right = [row for row in rows if row.get("status") == "ok"]
+        on_cuda += sum(row.get("backend") == "cuda" for row in right)
+        words.append(f"{op} {len(right)}")
+        if done.rc or done.expired or not right:
+            bad.append(f"{op}: {done.why}")
+    text = f"rows that are right: {', '.join(words)}; {on_cuda} of CUDA kernels"
+    return Outcome(bool(on_cuda) and not bad, "; ".join([text, *bad]))
 
 
 def part_step(context: Context) -> Outcome:

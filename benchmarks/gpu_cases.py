@@ -1,9 +1,9 @@
 """Programs that ``benchmarks.gpu`` runs in processes of their own: ``python -m benchmarks.gpu_cases PROGRAM``.
 
 ``facts`` says in JSON what there is; ``check`` asks whether the built library serves this GPU; ``cases`` calls every op
-that has a kernel on small inputs, forward and backward, for compute-sanitizer to watch; ``note`` appends rows from the
-standard input to a file of results. The inputs are those of the tests' table of ops (``tests/helpers/infos``): a new op
-needs no line here.
+that has a kernel on small inputs, forward and backward, for compute-sanitizer to watch; ``ops`` lists what there are
+benchmarks of; ``note`` appends rows from the standard input to a file of results. The inputs of ``check`` and ``cases``
+are those of the tests' table of ops (``tests/helpers/infos``): a new op needs no line here.
 """
 
 from __future__ import annotations
@@ -154,12 +154,17 @@ def check() -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("program", choices=("facts", "check", "cases", "note"))
+    parser.add_argument("program", choices=("facts", "check", "cases", "ops", "note"))
     parser.add_argument("--backend", default="cuda", choices=("cuda", "cpu"), help="whose kernels: cpu to try this out")
     parser.add_argument("--json", type=Path, help="file that note appends to")
     args = parser.parse_args(arguments)
     if args.program == "facts":
         print(json.dumps(facts()))
+        return 0
+    if args.program == "ops":
+        from benchmarks.ops import ENTRIES
+
+        print(json.dumps(list(ENTRIES)))
         return 0
     if args.program == "note":
         from benchmarks import record

@@ -23,9 +23,10 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import gpu, gpu_cases, step  # noqa: E402
+from benchmarks import gpu, gpu_cases, run, step  # noqa: E402
 from benchmarks import nvcc as compiler  # noqa: E402
 from benchmarks.ceilings import ceilings  # noqa: E402
+from mim4d.errors import UserError  # noqa: E402
 
 NVCC = compiler.find_nvcc()
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
@@ -445,27 +446,72 @@ def test_a_wrong_answer_of_the_built_library_is_told(monkeypatch: pytest.MonkeyP
 
 # --- bench and step as parts ------------------------------------------------------------------------------------------
 
-APPENDS = "open(words[words.index('--json') + 1], 'a').write(json.dumps({'op': 'voxel_sample', 'ms': 7.0}) + '\\n')"
+ROW = {"op": "voxel_sample", "ms": 7.0, "status": "ok", "backend": "cuda"}
+APPENDS = f"open(words[words.index('--json') + 1], 'a').write(json.dumps({ROW}) + '\\n')"
 
 
-@pytest.mark.parametrize("part", ["ceilings", "bench"])
 @pytest.mark.parametrize(
     "body, ok, words",
     [
-        (APPENDS, True, "1 "),
+        (APPENDS, True, "1 ceilings measured"),
         ("pass", False, "exit status 0; 0 "),
-        (f"{APPENDS}; print('fma      float32     WRONG: 3 of 4'); sys.exit(1)", False, "exit status 1; 1 "),
+        (
+            f"{APPENDS}; print('fma      float32     WRONG: 3 of 4'); sys.exit(1)",
+            False,
+            "exit status 1; 1 ceilings measured, results exact; wrong: fma      float32",
+        ),
     ],
-    ids=["good", "no row", "fails"],
+    ids=["good", "no row", "wrong"],
 )
-def test_parts_that_measure(part: str, body: str, ok: bool, words: str, context: gpu.Context, tmp_path: Path) -> None:
+def test_ceilings(body: str, ok: bool, words: str, context: gpu.Context, tmp_path: Path) -> None:
     context.results.write_text('{"op": "an older row"}\n')
     context.python = str(script(tmp_path / "python", body))
-    outcome = gpu.PARTS[part](context)
+    outcome = gpu.part_ceilings(context)
     assert outcome.ok == ok
     assert outcome.words.startswith(words)
-    if part == "ceilings" and "WRONG" in body:
-        assert "wrong: fma      float32" in outcome.words
+
+
+@pytest.mark.parametrize(
+    "second, ok, words",
+    [
+        (APPENDS, True, "rows that are right: first 1, second 1; 2 of CUDA kernels"),
+        (APPENDS.replace("cuda", "reference"), True, "first 1, second 1; 1 of CUDA kernels"),
+        (f"{APPENDS.replace('ok', 'wrong')}; sys.exit(1)", False, "first 1, second 0; 1 of CUDA kernels; second: exit"),
+        ("os.abort()", False, "second: exit status -6"),
+        ("pass", False, "second: exit status 0"),
+        ("import time; time.sleep(60)", False, "second: ran out of its time"),
+    ],
+    ids=["good", "no kernel", "wrong", "aborts", "no row", "hangs"],
+)
+def test_bench(
+    second: str, ok: bool, words: str, context: gpu.Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ops; what becomes of the second does not touch the rows of the first."""
+    body = f"""
+if "ops" in words:
+    print('["first", "second"]')
+elif "first" in words:
+    {APPENDS}
+else:
+    {second}
+"""
+    context.python = str(script(tmp_path / "python", body))
+    if "sleep" in second:
+        monkeypatch.setattr(gpu, "MERCY", 0.2)
+        context.limit = 5.0
+    outcome = gpu.part_bench(context)
+    assert outcome.ok == ok, outcome.words
+    assert words in outcome.words
+    assert len(gpu.rows_in(context.results)) >= 1
+
+
+def test_benchmarks_without_a_cuda_kernel_have_not_passed(context: gpu.Context, tmp_path: Path) -> None:
+    body = f"if 'ops' in words: print('[\"only\"]')\nelse: {APPENDS.replace('cuda', 'reference')}"
+    context.python = str(script(tmp_path / "python", body))
+    assert gpu.part_bench(context) == gpu.Outcome(False, "rows that are right: only 1; 0 of CUDA kernels")
+    context.python = str(script(tmp_path / "python", "sys.exit('no such module')"))
+    outcome = gpu.part_bench(context)
+    assert outcome == gpu.Outcome(False, "the benchmarks cannot be listed: exit status 1: no such module")
 
 
 @pytest.mark.parametrize(
@@ -497,6 +543,12 @@ def test_the_programs_understand_their_commands(
         assert command[:3] == ["python3", "-m", module.__name__]
         assert module.main(command[3:]) == 2
         assert capsys.readouterr().err == "mim4d: no CUDA device\n"
+    gpu_cases.main(["ops"])
+    (op, *_) = json.loads(capsys.readouterr().out)
+    command = gpu.bench_command("python3", op, context.results, context.logs)
+    assert command[:3] == ["python3", "-m", run.__name__]
+    with pytest.raises(UserError, match="torch sees no GPU"):
+        run.main(command[3:])
 
 
 # --- the page and the facts -----------------------------------------------------------------------------------------
