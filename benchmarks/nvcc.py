@@ -26,7 +26,7 @@ from benchmarks.occupancy import LIMITS, Occupancy, occupancy
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "kernels"
-RELEASE = ("-O3", "-DNDEBUG", "-std=c++20")  # what CMake adds for CMAKE_BUILD_TYPE=Release and CMAKE_CUDA_STANDARD=20
+RELEASE = ("-O3", "-DNDEBUG")  # what CMake adds for CMAKE_BUILD_TYPE=Release
 WALL = "-Xptxas=--warn-on-spills"  # of the build, not of the table, which must see a spill to say what it is
 MEASURE = ("-Xptxas=-v", "-cubin")
 ARITHMETIC = {"float": "float", "double": "double", "__half": "float", "__nv_bfloat16": "float"}  # of a storage type

@@ -137,7 +137,7 @@ def flags_of(command: str) -> list[str]:
     for pair in ("-x", "-c", "-o"):
         del words[words.index(pair) : words.index(pair) + 2]
     place = ("-I", "-isystem", "--generate-code", "-Xcompiler=-fPIC", "-ffile-prefix-map", "-forward-unknown-to-host")
-    return sorted(word for word in words if not word.startswith(place))
+    return sorted({word for word in words if not word.startswith(place)})  # a newer CMake says -std=c++20 once more
 
 
 def wanted_flags(file: str, allowed: Sequence[AllowedSpill]) -> list[str]:
