@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,28 +65,6 @@ def test_files_are_rooms_that_a_reader_can_hold(path: Path) -> None:
     assert text.count("\n") <= 700
     if path.suffix in (".h", ".cuh"):
         assert text.startswith("#pragma once\n")
-
-
-def isa_objects() -> list[Path]:
-    """Objects compiled for one instruction set, of the newest build."""
-    builds = sorted((ROOT / "build").glob("torch*/CMakeFiles"), key=lambda p: p.stat().st_mtime)
-    return sorted(builds[-1].glob("ops_cpu_*.dir/**/*.o")) if builds else []
-
-
-def test_no_object_of_one_instruction_set_exports_what_another_could_take() -> None:
-    """A weak symbol is merged by name: the linker could keep the AVX-512 copy of it for every processor."""
-    nm = shutil.which("nm")
-    objects = isa_objects()
-    if nm is None or not objects:
-        pytest.skip("nothing is built here")
-    for path in objects:
-        symbols = subprocess.run([nm, "-C", "--defined-only", path], capture_output=True, text=True, check=True).stdout
-        isa = path.parts[len((ROOT / "build").parts) + 2].removeprefix("ops_cpu_").removesuffix(".dir")
-        for line in symbols.splitlines():
-            kind, name = line[17:18], line[19:]
-            assert kind not in "WVu", f"{path.name} ({isa}): weak symbol {name}"
-            if kind.isupper():
-                assert name.startswith(f"mim4d::{isa}::"), f"{path.name} ({isa}): exports {name}"
 
 
 def test_code_names_no_machine_and_no_unfinished_business() -> None:

@@ -15,3 +15,11 @@ def python(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", program]
     folder = Path(__file__).parent
     return subprocess.run(command, cwd=folder, env={**clean, **variables}, capture_output=True, text=True, check=False)
+
+
+def pytest_run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run tests in a process of their own, with these environment variables and no other of mim4d's."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MIM4D_", "PYTEST_"))}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, cwd=root, env={**clean, **variables}, capture_output=True, text=True, check=False)

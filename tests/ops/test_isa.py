@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from helpers import isa
-from helpers.process import python
+from helpers.process import pytest_run, python
 
 import mim4d
+from mim4d import _library, env
 
 ROOT = Path(__file__).parent.parent.parent
 LIBRARY = Path(mim4d.__file__).parent / "ops_cpu.so"
@@ -244,7 +246,26 @@ def test_only_the_forced_level_is_called(level: str) -> None:
     assert done.returncode == -signal.SIGSEGV, done.stderr
 
 
+def test_the_level_that_was_asked_for() -> None:
+    """Of this process: of the suite the processor's best, and of the processes below the forced one."""
+    assert _library.extension().cpu_isa() == (env.CPU_ISA.get() or isa.supported()[-1])
+
+
+@pytest.mark.slow
 @each_level
-def test_forced_level_is_what_runs(level: str) -> None:
-    done = python("from mim4d import _C; print(_C.cpu_isa())", MIM4D_CPU_ISA=level)
-    assert done.stdout.strip() == level, done.stderr
+def test_forced_level(level: str) -> None:
+    """Values, gradients, layouts, odd values and the fuzzing of every C++ kernel, on each level."""
+    here = Path(__file__)
+    wanted = ["values", "degenerate", "memory", "derivatives", "layouts", "bits", "odd_values", "valid_calls"]
+    done = pytest_run(
+        f"{here}::{test_the_level_that_was_asked_for.__name__}",
+        str(here.with_name("test_contract.py")),
+        str(here.with_name("test_fuzz.py")),
+        *("-k", f"level_that or (-cpu and not planted and ({' or '.join(wanted)}))"),
+        MIM4D_CPU_ISA=level,
+    )
+    ended = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ended, done.stdout
+    assert int(ended[1]) >= 15, done.stdout  # an empty selection proves nothing
+    assert "skipped" not in done.stdout, done.stdout
