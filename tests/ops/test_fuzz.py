@@ -30,7 +30,8 @@ from mim4d import ops
 
 EXAMPLES = 25  # of each op and run where nobody asks for more
 
-set_hypothesis_home_dir(tempfile.gettempdir())  # nothing is kept, and no folder appears in the repository
+_home = tempfile.TemporaryDirectory(prefix="mim4d-fuzz-")  # nothing is kept, and no folder appears in the repository
+set_hypothesis_home_dir(_home.name)
 
 each_op_and_run = pytest.mark.parametrize(
     "info, run",
