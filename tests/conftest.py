@@ -6,12 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers import cases
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mim4d")
     group.addoption("--simt", choices=("plain", "asan", "tsan"), default="plain", help="how the emulated CUDA is built")
     group.addoption("--fuzz", type=int, default=0, metavar="N", help="examples per op and backend (0: a few, the same)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cases.SIMT = config.getoption("--simt")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mim4d import _library, backends
 
+SIMT = "plain"  # how the emulator is built; the pytest option --simt
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # (backend, device): what a test of an op runs on. The CUDA ones need a GPU. "simt" is the CUDA kernel on the CPU, by
@@ -39,27 +40,33 @@ def runs(op: str) -> list[object]:
     return found if "cpu" in written or op not in _library.schemas else [*found, DISPATCHER]
 
 
+def refusal(op: str, backend: str, device: str, **meta: object) -> str | None:
+    """Why this run cannot take this call; None when it can."""
+    if backend == "dispatcher":
+        return None
+    if backend == "simt":  # asked as on a GPU, but for the GPU
+        can_run = backends._predicates.get(op, {}).get("cuda")
+        return "no kernel is written for it" if can_run is None else can_run(**meta)
+    return backends.reason_against(op, backend, torch.device(device), **meta)
+
+
 @contextmanager
 def running(op: str, backend: str, device: str, **meta: object) -> Iterator[None]:
     """Run ``op`` on this backend; skip the test, with the backend's own reason, where it cannot."""
-    if backend == "dispatcher":
-        with dispatching():
-            yield
-    elif backend == "simt":
-        from helpers.simt import emulated
+    reason = refusal(op, backend, device, **meta)
+    if reason is not None:
+        pytest.skip(f"{op} on {backend}: {reason}")
+    with ExitStack() as stack:
+        if backend == "dispatcher":
+            stack.enter_context(dispatching())
+        elif backend == "simt":
+            from helpers.simt import emulated
 
-        can_run = backends._predicates.get(op, {}).get("cuda")
-        reason = "no kernel is written for it" if can_run is None else can_run(**meta)
-        if reason is not None:
-            pytest.skip(f"{op} on {backend}: {reason}")
-        with emulated(), backends.use_backend("cpu"):
-            yield
-    else:
-        reason = backends.reason_against(op, backend, torch.device(device), **meta)
-        if reason is not None:
-            pytest.skip(f"{op} on {backend}: {reason}")
-        with backends.use_backend(backend):
-            yield
+            stack.enter_context(emulated(SIMT))
+            stack.enter_context(backends.use_backend("cpu"))
+        else:
+            stack.enter_context(backends.use_backend(backend))
+        yield
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class Odd:
 class OpInfo:
     """One row. Sizes are keyword arguments of ``build``; arguments are named as in the signature of ``function``."""
 
-    op: str  # the stem: mim4d.ops.<op>, mim4d::<op>
+    op: str  # mim4d.ops.<op>, mim4d::<op>
     function: Callable[..., Any]
     build: Callable[..., Sample]
     oracle: Callable[..., Any]
@@ -80,7 +80,7 @@ class OpInfo:
     tiny: Mapping[str, Mapping[str, Any]]  # for gradcheck
     growing: tuple[Mapping[str, Any], ...]  # one compiled graph serves them all
     big: Mapping[str, Any]  # a result, or gradients, of about a megabyte in float32: leaks show
-    ranges: Mapping[str, Sequence[Any]]  # what fuzzing draws each size and option from
+    ranges: Mapping[str, Sequence[Any]]  # what fuzzing draws each size from: the ends of a range of ints, or choices
     differentiable: tuple[str, ...] = ()  # in the order of the backward op's mask
     order: int = 1  # derivatives promised
     narrow: tuple[str, ...] = ()  # arguments that may be half; the other floating ones are at least float32
@@ -89,6 +89,7 @@ class OpInfo:
     meta: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda arguments: {}  # for the predicates of the backends
     wrong: Callable[[], list[WrongCall]] = list
     odd: Callable[[], list[Odd]] = list
+    namespace: str = "mim4d"  # of the dispatcher's ops
 
     def sample(self, name: str, sizes: Mapping[str, Any], seed: int = 0) -> Sample:
         made = self.build(torch.Generator().manual_seed(seed), **sizes)
@@ -99,17 +100,6 @@ class OpInfo:
 
     def degenerate(self) -> list[Sample]:
         return [self.sample(name, sizes) for name, sizes in self.edges.items()]
-
-    def fuzz(self) -> Any:
-        """A hypothesis strategy of valid calls. A range of two ints holds all between; other ranges are choices."""
-        from hypothesis import strategies as st
-
-        def draw(values: Sequence[Any]) -> Any:
-            ends = len(values) == 2 and all(type(v) is int for v in values)
-            return st.integers(*values) if ends else st.sampled_from(list(values))
-
-        seeds, sizes = st.integers(0, 2**16), st.fixed_dictionaries({k: draw(v) for k, v in self.ranges.items()})
-        return st.builds(lambda s, seed: self.sample(f"seed={seed}, {s}", s, seed), sizes, seeds)
 
     def arguments(self, sample: Sample) -> dict[str, Any]:
         """The arguments of a call by name, without those left to their defaults."""

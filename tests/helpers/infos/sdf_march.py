@@ -175,9 +175,9 @@ INFO = OpInfo(
         "tricubic": {"B": 1, "S": 2, "C": 1, "H": 2, "G": 1, "layers": 2, "shape": (2, 2, 2), "mode": "tricubic"},
     },
     growing=(
-        {"R": 3, "S": 5, "layers": 2},
-        {"B": 3, "R": 5, "S": 7, "layers": 2, "shape": (3, 5, 6)},
-        {"B": 4, "R": 8, "S": 9, "layers": 2, "shape": (5, 6, 7)},
+        {"B": 2, "R": 9, "S": 10, "C": 5, "H": 6, "G": 7, "layers": 2, "shape": (4, 13, 15)},
+        {"B": 4, "R": 10, "S": 13, "C": 5, "H": 6, "G": 7, "layers": 2, "shape": (3, 5, 6)},
+        {"B": 5, "R": 8, "S": 9, "C": 5, "H": 6, "G": 7, "layers": 2, "shape": (5, 6, 7)},
     ),
     big={"B": 1, "R": 1024, "S": 24, "layers": 2, "shape": (4, 32, 32)},
     ranges={

@@ -132,7 +132,8 @@ WAYS = {
         "mode": mode,
         "padding_mode": padding,
         "align_corners": align,
-        "out": 3,
+        "out": 2,
+        "N": 31,
     }
     for mode in MODES
     for padding in PADDINGS
@@ -158,9 +159,9 @@ COMMON: dict[str, Any] = {
     "cases": CASES,
     "edges": EDGES,
     "growing": (
-        {"N": 5, "padding_mode": "border"},
-        {"B": 3, "C": 4, "Z": 4, "Y": 5, "X": 7, "N": 9, "padding_mode": "border"},
-        {"B": 4, "C": 6, "Z": 5, "Y": 7, "X": 8, "N": 14, "padding_mode": "border"},
+        {"B": 2, "C": 5, "Z": 4, "Y": 6, "X": 7, "N": 9, "padding_mode": "border"},
+        {"B": 4, "C": 6, "Z": 5, "Y": 7, "X": 8, "N": 10, "padding_mode": "border"},
+        {"B": 5, "C": 7, "Z": 6, "Y": 8, "X": 9, "N": 14, "padding_mode": "border"},
     ),
     "ranges": {
         "B": (0, 3),
