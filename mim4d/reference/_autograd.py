@@ -37,6 +37,16 @@ def _autograd_on() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _autocast_off() -> Iterator[None]:
+    """A backward that is called under autocast would else narrow the matrix products of its own autograd."""
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
 def _map(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return f(tree)
@@ -54,7 +64,7 @@ def as_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def kernel(*args: Any) -> Any:
-        with _autograd_on():
+        with _autograd_on(), _autocast_off():
             out = function(*_map(_leaf, args))
         return _map(torch.Tensor.detach, out)
 
