@@ -134,8 +134,11 @@ class Block {
       __asan_poison_memory_region(shared_ + shared, shared_capacity_ - shared);
     }
 #endif
-    for (Fiber* fiber = idle_; fiber; fiber = fiber->next)
-      fiber->reset(&Block::live_on_fiber);  // maybe another OS thread's
+    // What runs these stacks now may be another OS thread than before.
+    for (Fiber* fiber = idle_; fiber; fiber = fiber->next) fiber->reset(&Block::live_on_fiber);
+    if (kOwnStacks)
+      for (Thread& thread : threads_)
+        if (thread.fiber) thread.fiber->reset(&Block::live_on_fiber);
   }
 
   SIMT_UNSEEN void run(uint3 at) {
@@ -239,6 +242,10 @@ class Block {
 
   // ---- who runs
 
+  // A stack goes from a thread that has ended to the next one; but ThreadSanitizer, which knows of no end, would see
+  // two threads write to it, so there each keeps its own.
+  static constexpr bool kOwnStacks = SIMT_TSAN;
+
   SIMT_UNSEEN void begin() {
     size_ = live_ = static_cast<int>(block_dim.x * block_dim.y * block_dim.z);
     waiting_ = barrier_sum_ = 0;
@@ -255,7 +262,7 @@ class Block {
       thread.lane = i % kWarp;
       thread.warp = i / kWarp;
       thread.state = State::fresh;
-      thread.fiber = nullptr;
+      if (!kOwnStacks) thread.fiber = nullptr;
 #if SIMT_TSAN
       if (!thread.tsan) thread.tsan = __tsan_create_fiber(0);
 #endif
@@ -272,13 +279,7 @@ class Block {
     prefer_fresh_ = false;
     if (fresh) {
       Thread* thread = &threads_[sequence_[next_fresh_++]];
-      thread->fiber = idle_;
-      if (idle_) {
-        idle_ = idle_->next;
-      } else {
-        thread->fiber = Fiber::create();
-        thread->fiber->reset(&Block::live_on_fiber);
-      }
+      give_stack(*thread);
       return thread;
     }
     if (queue_size_ == 0) return nullptr;
@@ -286,6 +287,21 @@ class Block {
     queue_first_ = (queue_first_ + 1) % kMaxThreads;
     --queue_size_;
     return thread;
+  }
+
+  SIMT_UNSEEN void give_stack(Thread& thread) {
+    if (!kOwnStacks && idle_) {
+      thread.fiber = idle_;
+      idle_ = idle_->next;
+    } else if (thread.fiber == nullptr) {
+      thread.fiber = Fiber::create();
+      thread.fiber->reset(&Block::live_on_fiber);
+    }
+  }
+  SIMT_UNSEEN void take_stack_back(Fiber& fiber) {
+    if (kOwnStacks) return;
+    fiber.next = idle_;
+    idle_ = &fiber;
   }
 
   SIMT_UNSEEN void wake(Thread& thread) {
@@ -328,17 +344,13 @@ class Block {
 #endif
     for (;;) {
       block.live(*current.thread);
-      if (block.queue_size_ == 0 && block.next_fresh_ < block.size_ && !block.failed_) {
+      if (!kOwnStacks && block.queue_size_ == 0 && block.next_fresh_ < block.size_ && !block.failed_) {
         Thread& thread = block.threads_[block.sequence_[block.next_fresh_++]];  // nobody waits: go on with this stack
         thread.fiber = fiber;
         current.thread = &thread;
-#if SIMT_TSAN
-        __tsan_switch_to_fiber(thread.tsan, 1);
-#endif
         continue;
       }
-      fiber->next = block.idle_;
-      block.idle_ = fiber;
+      block.take_stack_back(*fiber);
       block.leave(*fiber);
     }
   }
@@ -431,8 +443,7 @@ class Block {
       Thread& thread = threads_[i];
       if (thread.state == State::done || thread.state == State::fresh) continue;
       thread.fiber->reset(&Block::live_on_fiber);
-      thread.fiber->next = idle_;
-      idle_ = thread.fiber;
+      take_stack_back(*thread.fiber);
     }
     free_meetings_ = nullptr;
     for (Rendezvous* meeting = all_meetings_; meeting; meeting = meeting->older) {

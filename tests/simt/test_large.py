@@ -1,0 +1,52 @@
+"""Offsets beyond 2^31 elements, in real kernels: volumes that large, of which only the read corners are in memory.
+
+The operating system gives a page of such a tensor when it is first touched, so 8 GiB of addresses cost a few pages.
+float32, because the reference and the CPU's kernel widen a half volume, all of it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import pytest
+import torch
+from helpers import simt
+from torch import Tensor
+
+from mim4d import ops
+
+SIZE = (1, 8, 16, 4096, 4104)  # B, C, Z, Y, X: 2^31 + 4 Mi elements
+
+
+def far_volume() -> Tensor:
+    """Channels last, not initialised but for a few voxels around the last one and around the first."""
+    B, C, Z, Y, X = SIZE
+    assert B * C * Z * Y * X > 2**31
+    try:
+        memory = torch.empty(B, Z, Y, X, C)
+    except RuntimeError as error:
+        pytest.skip(f"this machine gives no {B * C * Z * Y * X / 2**28:.1f} GiB of addresses: {error}")
+    g = torch.Generator().manual_seed(0)
+    for corner in (slice(0, 3), slice(-3, None)):
+        memory[:, corner, corner, corner] = torch.randn(B, 3, 3, 3, C, generator=g)
+    return memory.permute(0, 4, 1, 2, 3)
+
+
+@pytest.mark.parametrize("backend", ["simt", "cpu"])
+def test_voxel_sample_reads_beyond_two_to_the_31(request: pytest.FixtureRequest, backend: str) -> None:
+    volume = far_volume()
+    _, _, Z, Y, X = SIZE
+    low = torch.rand(40, 3, generator=torch.Generator().manual_seed(1)) * 1.9
+    cells = torch.cat([low, torch.tensor([X - 3, Y - 3, Z - 3]) + low])  # between the voxels of the two corners
+    points = (2 * cells.double() / (torch.tensor([X, Y, Z]) - 1) - 1).float()[None]
+
+    def run(name: str) -> Tensor:
+        with ops.use_backend(name):
+            return ops.voxel_sample(volume, points, align_corners=True)
+
+    emulator: AbstractContextManager[None] = nullcontext()
+    if backend == "simt":
+        emulator = simt.emulated(request.config.getoption("--simt"))
+    with emulator:
+        found = run("cpu")
+    assert found.abs().mean() > 0.3  # the corners are not zero
+    assert (found.double() - run("reference").double()).abs().max() < 2e-6  # measured 2.4e-7
