@@ -19,6 +19,7 @@ COMMANDS = {
     "pretrain": "learn a 3D volume from multi-view video; continues a run that is there",
     "render": "draw what a run has learned and refresh its report",
     "world": "make a synthetic driving data set in nuScenes format",
+    "bench": "time the ops against their rivals, after checking them (in a checkout)",
     "info": "versions, processor, GPU, backends of every op and why",
 }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 import re
+import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+import mim4d
 from mim4d.errors import UserError, did_you_mean
 
 T = TypeVar("T")
@@ -60,7 +63,8 @@ class InfoArguments:
 
 def run(name: str, arguments: Sequence[str]) -> int:
     """Run the subcommand ``name`` with its command line; returns the exit code."""
-    return {"pretrain": _pretrain, "render": _render, "world": _world, "info": _info}[name](list(arguments))
+    known = {"pretrain": _pretrain, "render": _render, "world": _world, "bench": _bench, "info": _info}
+    return known[name](list(arguments))
 
 
 def parse(
@@ -189,6 +193,22 @@ def _world(arguments: list[str]) -> int:
         )
     print(f"wrote {given.out}: --data.root {given.out} --data.version v1.0-mini")
     return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    """The benchmarks are no part of the package: they live beside it, in a checkout, which this opens the door to."""
+    root = Path(mim4d.__file__).resolve().parent.parent
+    if not (root / "benchmarks" / "run.py").is_file():
+        raise UserError(
+            "mim4d bench needs a checkout of the repository: the benchmarks are not part of the installed package "
+            "(git clone, make setup, then .venv/bin/mim4d bench)"
+        )
+    sys.path.insert(0, str(root))
+    try:
+        run = importlib.import_module("benchmarks.run")
+    finally:
+        sys.path.remove(str(root))
+    return run.main(arguments, prog="mim4d bench")
 
 
 def _info(arguments: list[str]) -> int:
