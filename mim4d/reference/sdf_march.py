@@ -140,7 +140,7 @@ def sdf_sample(
         shift = None if jitter is None else jitter.to(origins.dtype)  # (B, R, 2)
         coarse = _uniform(near, torch.maximum(near, far), n_uniform, shift)  # (B, R, U+1)
         if n_importance == 0:
-            return coarse
+            return coarse.contiguous()  # it may lie as `near` does
         start = coarse[..., :-1]  # (B, R, U)
         points = _points(origins, directions, start)  # (3, P)
         place = _locate(volume, points, aabb, mode, padding_mode, align_corners)

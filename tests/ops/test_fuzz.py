@@ -87,6 +87,28 @@ def test_wrong_calls(request: pytest.FixtureRequest, info: OpInfo, run: str) -> 
     explore(request, strategies.refusals(info, run), fuzz.check_refusal, info.op, run)
 
 
+# ---- what fuzzing has found, once for all
+
+
+@pytest.mark.parametrize("run", ["reference", "dispatcher"])
+def test_edges_lie_as_promised_however_near_lies(run: str) -> None:
+    fuzz.check("sdf_sample", run, sizes={"I": 0}, layouts={"near": "reversed"})
+
+
+@pytest.mark.parametrize(
+    "op, spoil",
+    [
+        ("voxel_sample", ("mode", "list")),
+        ("sdf_march", ("aabb", "None")),
+        ("ms_deform_attn", ("level_start_index", "None")),
+        ("voxel_pool", ("grid_shape", "None")),
+        ("voxel_pool", ("grid_shape", "meta")),
+    ],
+)
+def test_what_is_no_tensor_is_refused_in_words(op: str, spoil: tuple[str, str]) -> None:
+    fuzz.check_refusal(op, "reference", spoil=spoil)
+
+
 # ---- planted faults: each of them must be found, by few examples, and come with the line that shows it
 
 
