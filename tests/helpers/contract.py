@@ -277,17 +277,17 @@ def check_leaks(info: OpInfo, run: Run, sample: Sample, calls: int = 8) -> None:
     """Nothing stays after a call: no tensor that only the garbage collector would free, no memory of C++.
 
     Tensors are counted exactly, and so are bytes on a GPU. The process may grow by a quarter of what the calls gave
-    out, in the best of five rounds: an allocator that settles stops growing, a leak of a result never does.
+    out, in the best of four rounds: an allocator that settles stops growing, a leak of a result never does.
     """
     if not runnable(info, run, [sample]):
         return
     given = info.cast(sample, torch.float32 if torch.float32 in info.dtypes else torch.float64, run[1])
-    for _ in range(3):  # caches, thread pools, the allocator's own
+    for _ in range(calls):  # caches, thread pools, the allocator's own
         size = sum(t.nbytes for t in results(info, run, given))
     gc.collect()
     gc.disable()
     try:
-        for _ in range(5):
+        for _ in range(4):
             before = _live(run[1])
             for _ in range(calls):
                 results(info, run, given)

@@ -121,9 +121,11 @@ class OpInfo:
 
 
 def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A nest of lists, tuples and dataclasses with every tensor replaced; all else as it is."""
+    """A nest of dicts, lists, tuples and dataclasses with every tensor replaced; all else as it is."""
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, dict):
+        return {name: mapped(function, v) for name, v in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(mapped(function, v) for v in value))
     if isinstance(value, (list, tuple)):

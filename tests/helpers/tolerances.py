@@ -1,8 +1,8 @@
 """How close is close: one table for all ops, and the comparison that reads it.
 
 An oracle is computed in float64. float32 and float64 results are held to fixed bounds, half results to one rounding
-besides; a kernel may also be twice as far from the oracle as the reference run in that dtype. Bounds are relative to the largest
-magnitude of the oracle, so that they mean the same for values, gradients and Jacobians.
+besides; a kernel may also be twice as far from the oracle as the reference run in that dtype. Bounds are relative to
+the largest magnitude of the oracle, so that they mean the same for values, gradients and Jacobians.
 """
 
 from __future__ import annotations
