@@ -340,13 +340,13 @@ def _check(volume: Tensor, points: Tensor, grad: Tensor | None = None) -> None:
 
 
 def _variants() -> Iterator[Variant]:
-    names = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    names = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}
     modes = {TRILINEAR: "trilinear", SMOOTHSTEP: "smoothstep", BICUBIC: "bicubic", TRICUBIC: "tricubic"}
     cases = [
         *((mode, torch.float32, 32) for mode in modes),
-        *((mode, dtype, 32) for mode in (TRILINEAR, TRICUBIC) for dtype in (torch.float64, torch.bfloat16)),
-        (TRILINEAR, torch.float16, 32),
-        *((TRILINEAR, torch.float32, C) for C in (1, 5, 256)),
+        *((mode, torch.float64, 32) for mode in (TRILINEAR, TRICUBIC)),
+        (TRILINEAR, torch.bfloat16, 32),
+        *((TRILINEAR, torch.float32, C) for C in (1, 5)),
     ]
     for mode, dtype, C in cases:
         stored, wide = f"*{names[dtype]}", "*fp64" if dtype == torch.float64 else "*fp32"

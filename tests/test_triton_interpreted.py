@@ -1,0 +1,146 @@
+"""Triton's kernels, run on the CPU by its interpreter, pass the contract of their op; and a wrong one does not.
+
+In processes of their own: the interpreter is chosen by TRITON_INTERPRET when triton and the kernels are imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.process import python
+
+TESTS = Path(__file__).parent
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+# Two checks make hundreds of calls, at 0.05 s a program; a smaller one stands below for the derivatives. For leaks the
+# interpreter is no witness: without the garbage collector, which that check switches off, its own cycles pile up.
+SELECTION = "triton and interpreted and not differences and not leaks"
+
+
+def interpreted(program: str) -> subprocess.CompletedProcess[str]:
+    return python(program, TRITON_INTERPRET="1", PYTHONPATH=str(TESTS), OMP_NUM_THREADS="1")
+
+
+@pytest.mark.slow
+def test_the_contract_holds_interpreted() -> None:
+    variables = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", SELECTION]
+    done = subprocess.run(
+        [*command, "ops/test_contract.py"], cwd=TESTS, env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    # values and degenerate sizes in four dtypes each, and the properties that every run has
+    assert passed is not None
+    assert int(passed[1]) >= 12, done.stdout[-2000:]
+
+
+FAULTS = {
+    "none": "",
+    "forward": "kernels.forward_constants = twisted(kernels.forward_constants, 'ALIGN')",
+    "backward": "kernels.backward_constants = twisted(kernels.backward_constants, 'SMOOTH')",
+}
+
+
+@pytest.mark.parametrize("where", FAULTS)
+def test_a_wrong_kernel_breaks_the_contract(where: str) -> None:
+    done = interpreted(
+        "import torch\n"
+        "from helpers import contract\n"
+        "from helpers.cases import generator\n"
+        "from helpers.infos import OPS\n"
+        "from mim4d.kernels import voxel_sample as kernels\n"
+        "twisted = lambda right, name: lambda *a, **k: (lambda c: {**c, name: not c[name]})(right(*a, **k))\n"
+        f"{FAULTS[where]}\n"
+        "info = next(info for info in OPS if info.op == 'voxel_sample')\n"
+        "contract.check_values(info, ('triton', 'cpu'), torch.float64, [info.samples(generator())[0]])\n"
+    )
+    if where == "none":
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 1
+        assert "AssertionError" in done.stderr.splitlines()[-1] or "AssertionError:" in done.stderr, done.stderr
+
+
+def test_second_derivatives_and_one_graph() -> None:
+    """The formula of mim4d_triton::voxel_sample_backward; no break, no recompilation for another size."""
+    done = interpreted(
+        "import torch\n"
+        "from torch._dynamo.testing import CompileCounterWithBackend\n"
+        "from mim4d import ops\n"
+        "torch.manual_seed(0)\n"
+        "def inputs(n):\n"
+        "    v, p = torch.randn(1, 1, 1, 2, 2), torch.rand(1, n, 3) * 0.8 - 0.4\n"
+        "    return v.double().requires_grad_(), p.double().requires_grad_()\n"
+        "def read(v, p):\n"
+        "    return ops.voxel_sample(v, p, mode='smoothstep')\n"
+        "counter = CompileCounterWithBackend('aot_eager')\n"
+        "compiled = torch.compile(read, fullgraph=True, dynamic=True, backend=counter)\n"
+        "with ops.use_backend('triton'):\n"
+        "    torch.autograd.gradcheck(read, inputs(1), nondet_tol=1e-12)\n"
+        "    torch.autograd.gradgradcheck(read, inputs(1), nondet_tol=1e-12)\n"
+        "    for n in (5, 9, 14):\n"
+        "        v, p = inputs(n)\n"
+        "        got, want = (torch.autograd.grad(f(v, p).sin().sum(), (v, p)) for f in (compiled, read))\n"
+        "        for a, b in zip(got, want):\n"
+        "            torch.testing.assert_close(a, b, rtol=0, atol=1e-13)\n"  # the same kernels: measured 0
+        "print(counter.frame_count)\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1"
+
+
+def test_where_triton_runs_and_why_not_elsewhere() -> None:
+    program = (
+        "import sys, torch\n"
+        "from mim4d import backends, ops\n"
+        "assert 'mim4d.kernels.voxel_sample' not in sys.modules  # it imports triton: at the first call\n"
+        "ask = lambda device, dtype=torch.float32, op='voxel_sample': print(\n"
+        "    backends.reason_against(op, 'triton', torch.device(device), dtype=dtype, mode='tricubic'))\n"
+        "ask('cpu'), ask('cuda'), ask('meta'), ask('cuda', torch.int32), ask('cuda', op='voxel_sample_with_grad')\n"
+        "torch.use_deterministic_algorithms(True)\n"
+        "ask('cuda')\n"
+    )
+    on_cpu, on_cuda, on_meta, ints, with_grad, deterministic = interpreted(program).stdout.splitlines()
+    assert (on_cpu, on_cuda) == ("None", "None")
+    assert on_meta.startswith("it runs on cuda tensors, not on meta")
+    assert ints == "its kernel reads float16, bfloat16, float32 and float64, not torch.int32"
+    assert with_grad == "no kernel is written for it"
+    assert deterministic == "its backward adds in no fixed order, and torch.use_deterministic_algorithms is on"
+
+    compiled = python(program, TRITON_INTERPRET="0").stdout.splitlines()
+    assert compiled[0] == (
+        "it runs on cuda tensors, not on cpu (on cpu interpreted: TRITON_INTERPRET=1 before mim4d is imported)"
+    )
+    assert compiled[1:] == [on_cuda, on_meta, ints, with_grad, deterministic]
+
+    absent = python("import sys; sys.modules['triton'] = None\n" + program).stdout.splitlines()
+    assert absent[1] == "triton is not installed (it comes with torch's CUDA builds for Linux)"
+
+
+@pytest.mark.parametrize("interpret", ["0", "1"])
+def test_the_op_of_the_dispatcher_follows_no_wrong_size(interpret: str) -> None:
+    program = (
+        "import torch, mim4d.ops\n"
+        "op, v, p = torch.ops.mim4d_triton.voxel_sample, torch.zeros(2, 1, 1, 1, 1), torch.zeros(2, 4, 3)\n"
+        "for bad in ((v, p[:1]), (v, p[..., :2]), (v[0], p), (v.double(), p), (v.int(), p), (v, p)):\n"
+        "    try:\n"
+        "        print(tuple(op(*bad, 0, 0, False).shape))\n"
+        "    except RuntimeError as error:\n"
+        "        print(str(error).splitlines()[0])\n"
+    )
+    *bad, good = python(program, TRITON_INTERPRET=interpret).stdout.splitlines()
+    assert len(bad) == 5
+    assert all(line.startswith("mim4d_triton::voxel_sample: ") for line in bad)
+    if interpret == "1":
+        assert good == "(2, 4, 1)"
+    else:
+        assert "Triton reads CPU tensors in its interpreter alone" in good
