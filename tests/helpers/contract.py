@@ -7,8 +7,10 @@ catches what it is there for. How torch sees an op (fakes, masks, graphs) is in 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import re
+import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -305,7 +307,10 @@ def _live(device: str) -> tuple[int, int, int]:
     """Tensors, bytes of the GPU, resident bytes of the process."""
     count = sum(issubclass(type(o), Tensor) for o in gc.get_objects())  # isinstance would wake lazy modules
     allocated = torch.cuda.memory_allocated() if device == "cuda" else 0
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # else a leak could live for long in what other tests have freed
+        trim(0)
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     return count, allocated, resident
 
 

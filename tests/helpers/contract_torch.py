@@ -6,6 +6,7 @@ namespace with its arguments, the backward ops too, and those calls are examined
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -196,9 +197,12 @@ def check_compile(info: OpInfo, run: Run, samples: Sequence[Sample]) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager" if run[0] == "reference" else "aot_eager")
 
+    kind = type(info.function(**info.arguments(samples[0])))
+    names = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
     def total(given: Arguments) -> Tensor:
         found = info.function(**given)
-        parts = [found] if isinstance(found, Tensor) else found if isinstance(found, tuple) else vars(found).values()
+        parts = [found] if isinstance(found, Tensor) else [getattr(found, n) for n in names] if names else found
         outputs = [o for o in parts if isinstance(o, Tensor)]
         return sum((o.sin().sum() if o.is_floating_point() else o.float().sum() for o in outputs), 0.0)
 
