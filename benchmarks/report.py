@@ -83,7 +83,7 @@ class Report:
         slow = [
             f"{state.rival.name} {max(v.first_s for v in state.verdicts.values()):.1f} s"
             for state in session.states.values()
-            if state.verdicts and max(v.first_s for v in state.verdicts.values()) > 1
+            if (state.rival.compiled or state.rival.peer) and state.verdicts
         ]
         if slow:
             self.say(f"  first call, compiling and tuning included, not in the times: {', '.join(slow)}", "dim")

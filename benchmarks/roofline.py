@@ -24,6 +24,11 @@ class Roofline:
         """Which copy a call is compared with: what it must move decides whether the cache can hold it."""
         return ("cache", self.cached) if moved <= self.cache // 2 and not cold else ("memory", self.copy)
 
+    def __or__(self, other: Roofline) -> Roofline:
+        """The higher of two measurements of one device: a busy moment can only lower a rate."""
+        copy, cached = max(self.copy, other.copy), max(self.cached, other.cached)
+        return Roofline(copy, cached, self.cache, max(self.flops, other.flops))
+
     def compute_bound(self, flops: int, moved: int) -> bool:
         return flops / max(self.flops, 1.0) > moved / max(self.copy, 1.0)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +48,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     made.add_argument("--dtype", nargs="+", choices=KNOWN_DTYPES, help="default: float32; on a GPU bfloat16 too")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--threads", nargs="+", type=int, help="CPU threads (default: one, and all cores)")
-    made.add_argument("--seconds", type=float, default=0.25, help="time for each rival in a table (default: 0.25)")
+    made.add_argument("--seconds", type=float, help="for each rival in a table (default: 0.1, on a GPU 0.25)")
     made.add_argument("--compile", action="store_true", help="torch.compile wherever it is a rival: minutes on a CPU")
     made.add_argument("--base", metavar="REF", help="measure this git revision in the same rounds, as one more rival")
     made.add_argument("--json", type=Path, metavar="FILE", help="append the rows to a file, one JSON object a line")
@@ -86,10 +88,12 @@ def bench(options: argparse.Namespace, report: Report) -> list[dict[str, Any]]:
         threads = [torch.get_num_threads()]
     if min(threads) < 1:
         raise UserError("--threads takes numbers from 1 on")
+    seconds = {"cpu": 0.1, "cuda": 0.25}[options.device] if options.seconds is None else options.seconds
     warning = timing.busy(options.device, cores)
     if warning:
         report.warn(f"{warning}: do not trust close ratios")
     before, session, rows = torch.get_num_threads(), Session(), []
+    ceilings: dict[int, roofline.Roofline] = {}
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, before)
         stack.callback(session.close)
@@ -112,10 +116,13 @@ def bench(options: argparse.Namespace, report: Report) -> list[dict[str, Any]]:
                 if base:
                     base.ask("threads", count=count)
                 ceiling = roofline.measure(options.device, quick=preset == "tiny")
+                # More threads reach no less, and a rate that was reached before was no mistake.
+                known = [ceilings[other] for other in ceilings if other <= count]
+                ceilings[count] = ceiling = functools.reduce(operator.or_, known, ceiling)
                 for direction in session.problem.directions:
                     if direction not in (options.direction or [d for d in DIRECTIONS if d != "chain"]):
                         continue
-                    found = table(session, direction, ceiling, options.seconds, base, others)
+                    found = table(session, direction, ceiling, seconds, base, others)
                     for group in found:
                         report.table(group, None if options.device == "cuda" else count)
                         rows += [{**facts, "threads": count, "kind": "op", **row} for row in group]
