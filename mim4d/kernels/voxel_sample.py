@@ -346,7 +346,7 @@ def _variants() -> Iterator[Variant]:
         *((mode, torch.float32, 32) for mode in modes),
         *((mode, torch.float64, 32) for mode in (TRILINEAR, TRICUBIC)),
         (TRILINEAR, torch.bfloat16, 32),
-        *((TRILINEAR, torch.float32, C) for C in (1, 5)),
+        *((TRILINEAR, torch.float32, C) for C in (1, 5, 256)),
     ]
     for mode, dtype, C in cases:
         stored, wide = f"*{names[dtype]}", "*fp64" if dtype == torch.float64 else "*fp32"
