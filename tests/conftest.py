@@ -1,8 +1,6 @@
-"""Shared by every room: seeds, the GPU marker, uninitialised memory that shows."""
+"""Shared by every room: seeds, the GPU marker, the options of the rig."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -30,12 +28,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def poisoned_memory() -> Iterator[None]:
-    """torch fills fresh memory with NaN, for the C++ ops too: a result that is not written cannot pass for zero."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)

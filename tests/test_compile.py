@@ -3,11 +3,11 @@ guarded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers.cases import points, running, volume
+from helpers.cases import points, volume
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -25,33 +25,6 @@ def _fresh_dynamo() -> Iterator[None]:
 
 def sample(v: Tensor, p: Tensor) -> Tensor:
     return ops.voxel_sample(v, p, padding_mode="border").sin().sum()
-
-
-def sample_with_grad(v: Tensor, p: Tensor) -> Tensor:
-    features, jacobian = ops.voxel_sample_with_grad(v, p)
-    return features.sin().sum() + jacobian.square().sum()
-
-
-def raw(v: Tensor, p: Tensor) -> Tensor:
-    return torch.ops.mim4d.voxel_sample(v, p, 0, 0, False).sin().sum()
-
-
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("function", [sample, sample_with_grad, raw])
-def test_one_graph_for_every_size(function: Callable[..., Tensor], backend: str) -> None:
-    if function is sample_with_grad and backend == "cpu":
-        pytest.skip("has no native kernel")
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
-    with running("voxel_sample", backend, "cpu", dtype=torch.float32, mode="trilinear"):
-        for n in (5, 9, 14):
-            v = volume(2, 3, *SIZE, seed=n).float().requires_grad_()
-            p = points((2, n), SIZE, False, seed=n).float().requires_grad_()
-            got, want = compiled(v, p), function(v, p)
-            torch.testing.assert_close(got, want)
-            for a, b in zip(torch.autograd.grad(got, (v, p)), torch.autograd.grad(want, (v, p)), strict=True):
-                torch.testing.assert_close(a, b)
-    assert counter.frame_count == 1
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 
 import pytest
@@ -71,44 +70,6 @@ def test_native_kernels_are_registered_without_a_gpu(backend: str, key: str) -> 
     for op in native:
         assert has_key(f"mim4d::{op}", key), op
         assert has_key(f"mim4d::{op}_backward", key), op
-
-
-def test_ops_run_on_meta_tensors() -> None:
-    out = torch.ops.mim4d.voxel_sample(
-        torch.empty(2, 8, 3, 4, 5, device="meta"), torch.empty(2, 6, 7, 3, device="meta"), 0, 0, False
-    )
-    assert out.shape == (2, 6, 7, 8)
-    assert out.device.type == "meta"
-
-
-def test_public_functions_run_on_meta_tensors() -> None:
-    """They ask the fakes: shapes, dtypes and the device of a real call."""
-    empty = functools.partial(torch.empty, device="meta")
-    v, p = empty(2, 8, 3, 4, 5, dtype=torch.bfloat16), empty(2, 6, 7, 3)
-    assert ops.voxel_sample(v, p).shape == (2, 6, 7, 8)
-    assert [t.shape[3:] for t in ops.voxel_sample_with_grad(v, p, mode="tricubic")] == [(8,), (8, 3)]
-    with pytest.raises(TypeError, match=r"points is torch\.float16, wanted"):
-        ops.voxel_sample(v, p.half())
-
-    net = lambda condition, *outs: [
-        empty(4, 3), empty(4), *(empty(s) for o in outs for s in ((o, 4), (o,), (4, condition), (4,)))
-    ]  # fmt: skip
-    rays, sdf, rgb = (empty(2, 6, 3), empty(2, 6, 3)), net(8, 4, 3), net(3 + 8 + 3 + 2, 4, 3)
-    box = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
-    edges = ops.sdf_sample(v, *rays, empty(2, 6), empty(2, 6), sdf, aabb=box, n_uniform=5, n_importance=2)
-    assert edges.shape == (2, 6, 8)
-    march = ops.sdf_march(v, *rays, edges, sdf, rgb, empty(()), aabb=box)
-    assert [tuple(t.shape) for t in march] == [(2, 6, 3), (2, 6), (2, 6), (2, 6, 7), (2, 6, 7, 3), (2, 6, 7)]
-
-    attended = ops.ms_deform_attn(empty(2, 6, 4, 8), [(2, 3)], [0], empty(2, 5, 4, 1, 3, 2), empty(2, 5, 4, 1, 3))
-    assert attended.shape == (2, 5, 32)
-    depth, image, cells = empty(2, 3, 4, 5, 6), empty(2, 3, 8, 5, 6), empty(2, 3, 4, 5, 6, dtype=torch.int32)
-    pooled = ops.voxel_pool(depth, image, cells, (2, 3, 4))
-    pulled = ops.voxel_pull([image], [depth], empty(2, 3, 7, 3))
-    assert (pooled.shape, pulled.shape) == ((2, 8, 2, 3, 4), (2, 8, 7))
-    assert all(t.device.type == "meta" for t in (*march, attended, pooled, pulled))
-    with ops.use_backend("reference"):
-        assert ops.voxel_pull([image], [depth], empty(2, 3, 7, 3)).shape == (2, 8, 7)
 
 
 def test_enums_of_cpp_and_python_agree() -> None:
