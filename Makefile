@@ -36,7 +36,7 @@ help:
 	@echo 'make lint        ruff, mypy, clang-format          make format   applies them'
 	@echo 'make bench       op benchmarks on this machine: a table and a plot of ratios, only for results that are right'
 	@echo 'make fuzz        random inputs for every op, N of them (N=100000)'
-	@echo 'make kernels     registers, spills, shared memory and occupancy of every CUDA kernel; needs nvcc, no GPU'
+	@echo 'make kernels     registers, spills, shared memory and occupancy of every CUDA and Triton kernel; no GPU'
 	@echo 'make gpu         on a machine with a GPU: tests, compute-sanitizer, ceilings, benchmarks, one step (PYTHON=python3)'
 	@echo 'variables: TORCH="torch==2.13.0"  PYTHON=python3.12  MIM4D_BUILD=auto|cpu|cuda|none  ARGS="-k voxel_sample"'
 
@@ -100,6 +100,7 @@ bench: setup
 
 kernels: setup
 	$(V)/bin/python -m benchmarks.kernels $(ARGS)
+	$(V)/bin/python -m benchmarks.triton_kernels
 
 # With the interpreter and the torch that are there: nothing is fetched, no environment is made. Parts can be run alone.
 GPU_PARTS := $(addprefix gpu-,build test sanitize ceilings bench step)

@@ -1,6 +1,6 @@
 # mim4d_isa_sources(target file...): compiles the files once per instruction set into the target. Each copy lives in the namespace
 # mim4d::${isa} (csrc/cpu/isa.h chooses at run time). Its functions must have internal linkage or be always inlined: the linker
-# merges symbols of one name, and must never keep an AVX-512 copy for all. tests/test_layout.py checks the objects with nm.
+# merges symbols of one name, and must never keep an AVX-512 copy for all. tests/ops/test_isa.py reads the objects back with nm and objdump.
 include(CheckCXXCompilerFlag)
 check_cxx_compiler_flag(-mavx512f MIM4D_X86)
 

@@ -26,7 +26,9 @@ def run(*command: str) -> None:
 
 
 def native_sources() -> list[str]:
-    return [str(p) for p in sorted((ROOT / "csrc").rglob("*")) if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+    rooms = ("csrc", "tests", "benchmarks")
+    files = (p for room in rooms for p in sorted((ROOT / room).rglob("*")))
+    return [str(p) for p in files if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
 
 
 def test_ruff_finds_nothing() -> None:
