@@ -103,14 +103,7 @@ def python(variant: str, *arguments: str, **variables: str) -> subprocess.Comple
     compiler = os.environ.get("CXX", "c++")
     find = [[compiler, f"-print-file-name={name}"] for name in _RUNTIMES[variant]]
     preload = [subprocess.run(f, capture_output=True, text=True, check=True).stdout.strip() for f in find]
-    env = {
-        **os.environ,
-        **_OPTIONS,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONMALLOC": "malloc",
-        "SIMT_VARIANT": variant,
-        **variables,
-    }
+    env = {**os.environ, **_OPTIONS, "OMP_NUM_THREADS": "1", "PYTHONMALLOC": "malloc", **variables}
     if preload:
         env["LD_PRELOAD"] = ":".join(preload)
     prefix = _fixed_addresses() if variant == "tsan" else ()
@@ -175,4 +168,8 @@ def emulated(variant: str = "plain") -> Iterator[None]:
 
 def checked_cpu() -> AbstractContextManager[None]:
     """Within it, the C++ kernels of the CPU are those that were built with Address- and UndefinedBehaviorSanitizer."""
-    return _standing_in("mim4d_checked", _load("mim4d_checked", build("asan", "checked_cpu")))
+    names = _load("mim4d_checked", build("asan", "checked_cpu"))
+    native = [op for op in _library.schemas if (op, "cpu") not in _library.absent]
+    if not names or names != native:
+        raise RuntimeError(f"the checked library holds {names}, the package's own {native}")
+    return _standing_in("mim4d_checked", names)

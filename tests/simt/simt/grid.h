@@ -57,17 +57,19 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared, Block::Body body, con
   std::vector<uint32_t> sequence(blocks);
   Order(1).arrange(sequence.data(), blocks);
 
-  std::atomic<size_t> next = 0;
+  // Each OS thread has its blocks from the beginning. Handing them out one by one, or taking the engines from the pool
+  // over there, would order what one thread does after what another has done, and hide races from ThreadSanitizer.
+  std::vector<Block*> engines(std::min(os_threads(), blocks));
+  for (Block*& engine : engines) engine = block_pool().take();
   std::atomic<bool> failed = false;
   std::exception_ptr error;
   std::mutex error_mutex;
-  const auto work = [&] {
-    Block* const engine = block_pool().take();
+  const auto work = [&](size_t first) {
+    Block* const engine = engines[first];
     const Current before = std::exchange(current, {nullptr, engine});
     try {
       engine->prepare(grid, block, shared, body, argument);
-      // relaxed: blocks are not ordered by having been handed out, and ThreadSanitizer shall know it
-      for (size_t i; !failed && (i = next.fetch_add(1, std::memory_order_relaxed)) < blocks;) {
+      for (size_t i = first; i < blocks && !failed; i += engines.size()) {
         const uint32_t b = sequence[i];
         engine->run({b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y});
       }
@@ -77,12 +79,12 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared, Block::Body body, con
       failed = true;
     }
     current = before;
-    block_pool().give_back(engine);
   };
-  std::vector<std::thread> others(std::min(os_threads(), blocks) - 1);
-  for (std::thread& thread : others) thread = std::thread(work);
-  work();
+  std::vector<std::thread> others;
+  for (size_t i = 1; i < engines.size(); ++i) others.emplace_back(work, i);
+  work(0);
   for (std::thread& thread : others) thread.join();
+  for (Block* engine : engines) block_pool().give_back(engine);
   if (error) std::rethrow_exception(error);
 }
 

@@ -1,0 +1,30 @@
+"""The C++ kernels of the CPU under Address- and UndefinedBehaviorSanitizer, each level of instruction sets in turn."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from helpers import sanitized, simt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["base", "avx2", "avx512"])
+def test_cpu_kernels(isa: str) -> None:
+    """A processor without the instructions runs its best level once more."""
+    simt.build("asan", "checked_cpu")
+    selection = f"cpu and not ({sanitized.NOT_NATIVE})"
+    done = sanitized.pytest("asan", selection, "-p", "helpers.checked_cpu", *sanitized.TESTS, MIM4D_CPU_ISA=isa)
+    sanitized.assert_clean(*done, at_least=15)
+
+
+@pytest.mark.slow
+def test_a_read_out_of_bounds_fails_such_a_run() -> None:
+    simt.build("asan", "checked_cpu")
+    planted = ("-p", "helpers.checked_cpu", "tests/simt/planted_in_pytest.py")
+    status, output = sanitized.pytest("asan", "test_cpu", *planted)
+    assert status != 0, output
+    assert "test_cpu[healthy] PASSED" in output
+    assert re.search(r"ERROR: AddressSanitizer: (heap-buffer-overflow|unknown-crash)(.|\n)*csrc/voxel_sample/cpu\.cpp:\d+", output), (
+        output
+    )
