@@ -25,6 +25,5 @@ def test_a_read_out_of_bounds_fails_such_a_run() -> None:
     status, output = sanitized.pytest("asan", "test_cpu", *planted)
     assert status != 0, output
     assert "test_cpu[healthy] PASSED" in output
-    assert re.search(r"ERROR: AddressSanitizer: (heap-buffer-overflow|unknown-crash)(.|\n)*csrc/voxel_sample/cpu\.cpp:\d+", output), (
-        output
-    )
+    assert re.search(r"ERROR: AddressSanitizer: (heap-buffer-overflow|unknown-crash)", output), output
+    assert re.search(r"#\d+ .* csrc/voxel_sample/cpu\.cpp:\d+", output), output
