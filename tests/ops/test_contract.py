@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from helpers import contract, contract_torch
+from helpers import cases, contract, contract_torch
 from helpers.cases import generator, runs
 from helpers.contract import Run
 from helpers.infos import OPS
-from helpers.op_info import HALF, OpInfo
+from helpers.op_info import HALF, OpInfo, Sample, WrongCall
 
 words = lambda dtype: str(dtype).removeprefix("torch.")
 
@@ -77,6 +77,8 @@ def test_the_same_bits_every_time(info: OpInfo, run: Run) -> None:
 
 @walk(OPS)
 def test_nothing_leaks(info: OpInfo, run: Run) -> None:
+    if run[0] == "simt" and cases.SIMT != "plain":
+        pytest.skip(f"memory is not counted under {cases.SIMT}: a sanitizer keeps what was freed")
     contract.check_leaks(info, run, info.sample("big", info.big))
 
 
@@ -87,7 +89,7 @@ def test_odd_values(info: OpInfo, run: Run) -> None:
 
 
 @pytest.mark.parametrize("info, wrong", [pytest.param(i, w, id=f"{i.op}-{w.name}") for i in OPS for w in i.wrong()])
-def test_wrong_calls_are_refused_in_words(info: OpInfo, wrong) -> None:
+def test_wrong_calls_are_refused_in_words(info: OpInfo, wrong: WrongCall) -> None:
     contract.check_wrong(info, wrong)
 
 
@@ -127,5 +129,5 @@ def test_only_the_gradients_that_are_needed(info: OpInfo, run: Run) -> None:
     contract_torch.check_masks(info, run, plain(info))
 
 
-def plain(info: OpInfo):
+def plain(info: OpInfo) -> Sample:
     return info.sample("plain", {})

@@ -270,6 +270,7 @@ def test_the_healthy_twin_passes(check: str) -> None:
     CHECKS[check](row("healthy"))
 
 
+@pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")  # the third derivative
 @pytest.mark.parametrize(
     "fault, check, words", [pytest.param(*f, id=f"{f[0]}-{f[1]}".replace(" ", "_")) for f in FAULTS]
 )
