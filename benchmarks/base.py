@@ -40,8 +40,7 @@ class Base:
 
     def __enter__(self) -> Base:
         if not (self.folder / ".git").exists():
-            git("worktree", "prune")
-            git("worktree", "add", "--detach", str(self.folder), self.sha)
+            git("worktree", "add", "--force", "--detach", str(self.folder), self.sha)  # force: it may have been deleted
         self.note = self._build()
         worker = [sys.executable, str(ROOT / "benchmarks" / "worker.py"), str(self.folder)]
         clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -56,7 +55,11 @@ class Base:
                 if pipe is not None:
                     with contextlib.suppress(OSError):
                         pipe.close()
-            self._process.wait(30)
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
     def ask(self, request: str, **arguments: Any) -> Any:
         """One request; a fault in the other process is raised here in its words."""

@@ -76,6 +76,8 @@ class Report:
         name = f"{problem.entry.op} {problem.preset} {str(problem.dtype).removeprefix('torch.')}"
         self.say(f"\n{name}: {what}", "bold")
         absent = {name: state.absent for name, state in session.states.items() if state.absent}
+        for name, state in session.states.items():
+            absent |= {f"{name}, {direction}": why for direction, why in state.lacks.items()}
         if base:
             absent |= {f"{name} @{base.name}": answer["absent"] for name, answer in others.items() if answer["absent"]}
         for rival, why in absent.items():

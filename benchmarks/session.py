@@ -31,6 +31,7 @@ class State:
     call: Any = None
     absent: str = ""  # why it cannot run
     wrong: str = ""  # why it gets no time
+    lacks: dict[str, str] = dataclasses.field(default_factory=dict)  # direction -> why it has none
     verdicts: dict[str, Verdict] = dataclasses.field(default_factory=dict)  # by direction
 
     @property
@@ -119,6 +120,8 @@ class Session:
 
     def _verify(self, state: State) -> None:
         rival, problem = state.rival, self.problem
+        ours = rival.backend is not None and not rival.compiled
+        direction = "forward"
         try:
             state.call = rival.make(problem.device)
             for direction in problem.directions:
@@ -139,12 +142,16 @@ class Session:
         except Exception as error:  # one rival that breaks must not take the table with it
             refused = _REFUSED.search(str(error)) if rival.backend else None
             words = " ".join(str(error).split())[:200]
+            failed = f"failed: {type(error).__name__}: {words}"
             if refused:
                 state.absent = refused.group(1)
-            elif rival.peer:
-                state.absent = f"failed: {type(error).__name__}: {words}"
-            else:
-                state.wrong = f"failed: {type(error).__name__}: {words}"
+            elif ours and not isinstance(error, torch.cuda.OutOfMemoryError):
+                state.wrong = failed
+            elif direction == "forward":
+                state.absent = failed
+            else:  # an older torch has no second derivative of grid_sample: what it has is measured
+                missing = [d for d in problem.directions if d not in state.verdicts and DIRECTIONS[d] <= rival.order]
+                state.lacks = dict.fromkeys(missing, failed)
 
 
 def describe(error: Error) -> str:

@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 from benchmarks.base import Base, Remote
-from benchmarks.case import DIRECTIONS
 from benchmarks.roofline import Roofline
 from benchmarks.session import Session, read_error
 from benchmarks.timing import Timed, Times, interleave
@@ -37,7 +36,7 @@ def table(
     remote = {f"{name} @{base.name}": name for name in others or {}} if base else {}
     try:
         for name, state in session.states.items():
-            if state.right and state.rival.order >= DIRECTIONS[direction]:
+            if state.right and direction in state.verdicts:
                 session.prepare(name, direction)
                 peaks[name], timed[name] = session.peak(name, direction), session.runs[name, direction]
         for shown, name in remote.items():
@@ -77,9 +76,10 @@ def table(
 
 def _row(session: Session, name: str, direction: str) -> Row:
     state = session.states[name]
-    status = "absent" if state.absent else "wrong" if state.wrong else "ok"
+    absent = state.absent or state.lacks.get(direction, "")
+    status = "wrong" if state.wrong else "absent" if absent else "ok"
     verdict = state.verdicts.get(direction)
-    row = _what(session, name, direction, status, state.absent or state.wrong, verdict and verdict.error)
+    row = _what(session, name, direction, status, state.wrong or absent, verdict and verdict.error)
     return {**row, "backend": state.rival.backend, "first_s": verdict.first_s if verdict else None}
 
 

@@ -57,8 +57,8 @@ def opened() -> Iterator[Callable[..., Session]]:
 def test_op(benchmark: Any, opened: Callable[..., Session], what: Any, direction: str, rival: str) -> None:
     session = opened(what)
     state = session.states[rival]
-    if state.absent:
-        pytest.skip(state.absent)
+    if state.absent or direction in state.lacks:
+        pytest.skip(state.absent or state.lacks[direction])
     if state.wrong:
         pytest.fail(f"{rival} is wrong and gets no time: {state.wrong}")
     session.prepare(rival, direction)

@@ -169,7 +169,6 @@ FAULTS = {
     "another shape": lambda x: (x * x)[:, None],
     "unwritten": unwritten,
     "writes on its inputs": greedy,
-    "raises": lambda x: [][0],
 }
 
 
@@ -197,6 +196,37 @@ def test_a_wrong_rival_gets_no_time(fault: str, session: Session, monkeypatch: p
     for healthy in ("right", "healthy twin"):
         assert rows[healthy]["status"] == "ok"
         assert rows[healthy]["ms"] > 0
+
+
+def test_what_fails_is_told_and_ours_counts_as_wrong(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(x: Tensor) -> Tensor:
+        raise RuntimeError("not on this machine")
+
+    class NoGradient(WrongGradient):
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            raise NotImplementedError("an older torch")
+
+    entry = toy([])
+    rivals = [
+        *entry.rivals("cpu"),
+        Rival("theirs", lambda device: fails),
+        Rival("ours", lambda device: fails, backend="cpu"),
+        Rival("forward alone", lambda device: NoGradient.apply),
+    ]
+    session.problem = Problem(entry, "tiny", "cpu", torch.float32)
+    session.admit(rivals)
+    forward, backward = (
+        {row["rival"]: row for row in table.table(session, direction, CEILING, seconds=0)[0]}
+        for direction in ("forward", "backward")
+    )
+    for rows in (forward, backward):
+        assert (rows["theirs"]["status"], rows["ours"]["status"]) == ("absent", "wrong")
+        assert "RuntimeError: not on this machine" in rows["ours"]["why"]
+        assert rows["right"]["ms"] > 0
+    assert forward["forward alone"]["ms"] > 0
+    assert backward["forward alone"]["status"] == "absent"
+    assert "an older torch" in backward["forward alone"]["why"]
 
 
 def test_what_is_wrong_in_one_direction_gets_no_time_in_another(
