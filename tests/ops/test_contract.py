@@ -79,6 +79,8 @@ def test_the_same_bits_every_time(info: OpInfo, run: Run) -> None:
 def test_nothing_leaks(info: OpInfo, run: Run) -> None:
     if run[0] == "simt" and cases.SIMT != "plain":
         pytest.skip(f"memory is not counted under {cases.SIMT}: a sanitizer keeps what was freed")
+    if run == ("triton", "cpu"):
+        pytest.skip("memory is not counted under Triton's interpreter: it is the interpreter's own")
     contract.check_leaks(info, run, info.sample("big", info.big))
 
 
