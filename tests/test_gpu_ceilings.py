@@ -31,7 +31,7 @@ SIZES = ceilings.Sizes(
 FAULTS = {
     "if (i + k * step < n) out[i + k * step] = v[k]": "if (i + k * step + 1 < n) out[i + k * step] = v[k]",
     "pass < passes; ++pass": "pass < (passes + 1) / 2 - (passes == 1); ++pass",
-    "code < 0 ? -1.0f : 1.0f": "thread == 5 ? 0.0f : code < 0 ? -1.0f : 1.0f",
+    "codes[k] < 0 ? -1.0f : 1.0f": "thread == 5 && k == 1 ? 0.0f : codes[k] < 0 ? -1.0f : 1.0f",
     "two(a + (row + 8) * 16 + pair), two(a + row * 16 + pair + 8)": (
         "two(a + row * 16 + pair + 8), two(a + (row + 8) * 16 + pair)"
     ),

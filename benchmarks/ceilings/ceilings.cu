@@ -45,16 +45,18 @@ __global__ void __launch_bounds__(kThreads) copy_kernel(const uint4* in, uint4* 
 // sums[warp] = all words that the warp read in all passes, modulo 2^32
 __global__ void __launch_bounds__(kThreads) read_kernel(const uint4* in, int64_t n, int passes, uint32_t* sums) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  uint32_t sum = 0;
+  const uint32_t hop = 37 % gridDim.x;  // to another share in every pass; dividing in each could cost what a load does
+  uint32_t sum = 0, share = blockIdx.x;
   for (int pass = 0; pass < passes; ++pass) {
-    const int64_t block = (blockIdx.x + static_cast<int64_t>(pass) * 37) % gridDim.x;  // another share in every pass
-    for (int64_t i = block * kThreads + threadIdx.x; i < n; i += kUnroll * step) {
+    for (int64_t i = static_cast<int64_t>(share) * kThreads + threadIdx.x; i < n; i += kUnroll * step) {
       uint4 v[kUnroll];
 #pragma unroll
       for (int k = 0; k < kUnroll; ++k) v[k] = i + k * step < n ? load_l2(in + i + k * step) : uint4{};
 #pragma unroll
       for (int k = 0; k < kUnroll; ++k) sum += v[k].x + v[k].y + v[k].z + v[k].w;
     }
+    share += hop;
+    if (share >= gridDim.x) share -= gridDim.x;
   }
   sum = group_sum(sum, 32);
   if (threadIdx.x % 32 == 0) sums[(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32] = sum;
@@ -109,15 +111,22 @@ __device__ __forceinline__ void add(__nv_bfloat16* p, float x) {
 }
 
 // table[r] += 1 for every r >= 0 of rows, table[~r] -= 1 for every r < 0. A row is V << lane_bits values, V of them to
-// a thread: the threads of a row are neighbours, as in the backward kernels of the ops.
+// a thread: the threads of a row are neighbours, as in the backward kernels of the ops. A thread takes kUnroll rows,
+// far apart, and has all their codes under way at once: it is to wait for the additions, not for what they add to.
 template <class S, int V>
 __global__ void __launch_bounds__(kThreads) atomic_kernel(S* table, const int32_t* rows, int64_t count, int lane_bits) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (thread >> lane_bits >= count) return;
-  const int32_t code = rows[thread >> lane_bits];
-  const int64_t row = code < 0 ? ~code : code;
+  const int64_t first = thread >> lane_bits, step = static_cast<int64_t>(gridDim.x) * (kThreads >> lane_bits);
   const int64_t lane = thread & ((1 << lane_bits) - 1);
-  add<V>(table + ((row << lane_bits) + lane) * V, code < 0 ? -1.0f : 1.0f);
+  int32_t codes[kUnroll];
+#pragma unroll
+  for (int k = 0; k < kUnroll; ++k) codes[k] = first + k * step < count ? rows[first + k * step] : 0;
+#pragma unroll
+  for (int k = 0; k < kUnroll; ++k) {
+    if (first + k * step >= count) return;
+    const int64_t row = codes[k] < 0 ? ~codes[k] : codes[k];
+    add<V>(table + ((row << lane_bits) + lane) * V, codes[k] < 0 ? -1.0f : 1.0f);
+  }
 }
 
 // --- arithmetic ----------------------------------------------------------------------------------------------------
@@ -175,6 +184,7 @@ __global__ void __launch_bounds__(kThreads) fma_kernel(float factor, float incre
   float x[kChains];
 #pragma unroll
   for (int j = 0; j < kChains; ++j) x[j] = static_cast<float>(threadIdx.x + j);
+#pragma unroll 16  // each instruction of the loop itself takes the place of an FMA
   for (int step = 0; step < steps; ++step) {
 #pragma unroll
     for (int j = 0; j < kChains; ++j) x[j] = fmaf(x[j], factor, increment);
@@ -197,7 +207,8 @@ cudaError_t atomics(void* table, const int32_t* rows, int64_t count, int channel
   int lane_bits = 0;
   while (V << lane_bits < channels) ++lane_bits;
   if (V << lane_bits != channels) return cudaErrorInvalidValue;
-  const int64_t blocks = ((count << lane_bits) + kThreads - 1) / kThreads;
+  if (1 << lane_bits > kThreads) return cudaErrorInvalidValue;
+  const int64_t blocks = ((count << lane_bits) + kUnroll * kThreads - 1) / (kUnroll * kThreads);
   return launch(atomic_kernel<S, V>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream,
                 static_cast<S*>(table), rows, count, lane_bits);
 }

@@ -393,9 +393,12 @@ def main(arguments: list[str] | None = None) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(compile_command(nvcc, SOURCE, out, [arch]), check=True)
     free = torch.cuda.mem_get_info()[0]
-    sizes = Sizes(blocks=8 * facts.multi_processor_count, dram=min(Sizes(1).dram, free // 4 // MIB * MIB))
+    library = Library(out)
+    # As many blocks as fit at once, 8 on a multiprocessor of sm_90, 6 of sm_86: two more would run alone at the end.
+    blocks = facts.max_threads_per_multi_processor // library.threads * facts.multi_processor_count
+    sizes = Sizes(blocks=blocks, dram=min(Sizes(1).dram, free // 4 // MIB * MIB))
     print(f"{facts.name}, {facts.multi_processor_count} multiprocessors, L2 {facts.L2_cache_size / MIB:g} MiB")
-    ceilings = every(Library(out), sizes, (facts.major, facts.minor))
+    ceilings = every(library, sizes, (facts.major, facts.minor))
     rows, wrong = report(ceilings, "cuda", sizes.repeat, sizes.seconds)
     if args.json:
         size = {"l2_bytes": facts.L2_cache_size, "multiprocessors": facts.multi_processor_count}
