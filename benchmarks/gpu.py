@@ -209,7 +209,8 @@ def read_junit(path: Path) -> Report:
         skip = case.find("skipped")
         if bad:
             text = f"{bad[0].get('message')}\n{bad[0].text}"
-            module = re.findall(r"No module named '(\w+)", text)
+            module = re.findall(r"No module named '(\w+)|ModuleNotFoundError: .* needs (\w+)", text)
+            module = ["".join(names) for names in module]  # ours, in words of our own, or the interpreter's
             if "collection failure" in text and module and is_extra(module[-1]):
                 report.absent[module[-1]] += 1
             else:

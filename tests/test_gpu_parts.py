@@ -268,6 +268,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[gpu.Don
         "good": {"test_kernels.py": good},
         "failing": {"test_kernels.py": good.replace('== "no"', '== "yes"')},
         "extra absent": {**SUITE, "test_kernels.py": good},
+        "told in our words": {
+            "test_kernels.py": good,
+            "test_world.py": "raise ModuleNotFoundError('this needs a_module_that_nobody_has: pip install it')",
+        },
         "ours absent": {"test_kernels.py": good, "test_ours.py": "import mim4d.a_module_that_we_lack"},
         "no kernel": {"test_kernels.py": good.replace('run == "triton"', '"cuda" == run or run == "triton"')},
         "nothing": {"test_kernels.py": "def test_without_a_gpu(): pass"},
@@ -281,6 +285,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[gpu.Don
         ("good", True, "3 passed (1 on CUDA kernels), 0 failed, 1 skipped"),
         ("failing", False, "1 failed, 1 skipped; failed: test_kernels.test_other"),
         ("extra absent", True, "files without a_module_that_nobody_has not read"),
+        ("told in our words", True, "files without a_module_that_nobody_has not read"),
         ("ours absent", False, "1 failed"),
         ("no kernel", False, "no test of a CUDA kernel ran: 2 passed"),
         ("nothing", False, "pytest: exit status 5"),
@@ -308,7 +313,9 @@ def test_what_pytest_reports_is_judged(
     assert words in outcome.words
     out = capsys.readouterr().out
     assert "absent: timm (the step)" in out
-    assert ("absent: a_module_that_nobody_has is not installed" in out) == (suite == "extra absent")
+    assert ("absent: a_module_that_nobody_has is not installed" in out) == (
+        suite in ("extra absent", "told in our words")
+    )
 
 
 def test_pytest_that_dies_or_runs_out_of_time_has_not_passed(
