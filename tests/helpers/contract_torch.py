@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from helpers.contract import Arguments, Run, cotangents, entered, gradients, leafed, named, runnable
-from helpers.op_info import OpInfo, Sample, mapped, tensors
+from helpers.op_info import HALF, OpInfo, Sample, mapped, tensors
 from helpers.tolerances import assert_close
 
 
@@ -89,14 +89,15 @@ def with_masks(call: Call) -> list[Call]:
 
 
 def check_fakes(info: OpInfo, run: Run, samples: Sequence[Sample]) -> None:
-    """Shapes, strides and dtypes of the fakes are those of the kernels, of backward ops for every mask (one sample)."""
+    """Shapes, strides and dtypes of the fakes are those of the kernels. The first sample: of backward ops with every
+    mask, and in half too, where gradients may differ in dtype."""
     for i, sample in enumerate(runnable(info, run, samples)):
-        with named(sample.name):
-            recorded = calls_of(info, run, sample)
+        for dtype in [torch.float32, *(d for d in info.dtypes if d in HALF and not i)]:
+            recorded = calls_of(info, run, sample, dtype)
             for call in recorded if i else [c for first in recorded for c in with_masks(first)]:
-                with named(f"{call.name} {call.mask or ''}"):
+                with named(f"{sample.name}, {dtype}, {call.name} {call.mask or ''}"):
                     args = tree_map_only(Tensor, Tensor.detach, call.args)
-                    with entered(info, run, info.cast(sample, torch.float32, run[1])):
+                    with entered(info, run, info.cast(sample, dtype, run[1])):
                         real = call.op(*args)
                     with FakeTensorMode() as mode:
                         fake = call.op(*tree_map_only(Tensor, mode.from_tensor, args))

@@ -15,6 +15,7 @@ import torch
 from helpers import contract, contract_torch
 from helpers.cases import generator
 from helpers.op_info import Odd, OpInfo, Sample, WrongCall
+from helpers.tolerances import errors
 from torch import Tensor
 
 from mim4d import _library, backends
@@ -114,6 +115,8 @@ class Toy:
         return x.new_empty(rows, columns, dtype=torch.float32 if self.fault == "wrong fake dtype" else x.dtype)
 
     def fake_backward(self, grad: Tensor, x: Tensor, w: Tensor, mask: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        if self.fault == "wrong fake dtype of a half gradient":
+            x = x.to(w.dtype)
         return tuple(t.new_empty(t.shape if m else 0) for t, m in zip((x, w), mask, strict=True))  # type: ignore
 
     def fake_double(self, ggx: Any, ggw: Any, grad: Tensor, x: Tensor, w: Tensor, mask: Sequence[bool]) -> Any:
@@ -256,6 +259,7 @@ FAULTS = [  # the fault, the check that must catch it, what it says
     ("wrong fake shape", "opcheck", "toy"),
     ("wrong fake stride", "fakes", r"has strides \(4, 1\), its fake \(1, 5\)"),
     ("wrong fake stride", "meta", r"has strides \(4, 1\), its fake \(1, 5\)"),
+    ("wrong fake dtype of a half gradient", "fakes", r"is torch\.float16, its fake torch\.float32"),
     ("wrong fake dtype", "meta", r"is torch\.float16, its fake torch\.float32"),
     ("needs_input_grad is ignored", "masks", "was asked for"),
     ("mask is ignored", "masks", "the gradient of w was computed"),
@@ -290,3 +294,11 @@ def test_only_the_second_derivative_is_wrong_there() -> None:
 
 def test_every_check_has_its_fault() -> None:
     assert {check for _, check, _ in FAULTS} == set(CHECKS)
+
+
+@pytest.mark.parametrize("found", [0.0, torch.inf, 1.0])
+def test_only_a_nan_is_a_nan(found: float) -> None:
+    oracle = torch.tensor([1.0, torch.nan], dtype=torch.float64)
+    errors(oracle.float(), oracle)
+    with pytest.raises(AssertionError, match="NaN and infinity in different places"):
+        errors(torch.tensor([1.0, found]), oracle)
