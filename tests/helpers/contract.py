@@ -186,12 +186,15 @@ def layouts(t: Tensor) -> dict[str, Tensor]:
     alien = torch.nan if t.is_floating_point() else 2**31 - 2
     backwards = tuple(reversed(range(t.dim())))
     offset = t.new_full((t.numel() + 3,), alien)[3:].view(t.shape)
+    rows = t.movedim(1, -1) if t.dim() > 2 else t  # and no row of them begins where a vector register may
+    offset_rows = t.new_full((t.numel() + 1,), alien)[1:].view(rows.shape).copy_(rows)
     sliced = t.new_full([s + 2 for s in t.shape], alien)[(slice(1, -1),) * t.dim()]
     strided = t.new_full((*t.shape, 2), alien)[..., 1]
     return {
         "transposed": t.permute(backwards).contiguous().permute(backwards),
         "channels-last": t.movedim(1, -1).contiguous().movedim(-1, 1) if t.dim() > 2 else t.clone(),
         "offset": offset.copy_(t),
+        "channels-last, offset": offset_rows.movedim(-1, 1) if t.dim() > 2 else offset_rows,
         "sliced": sliced.copy_(t),
         "strided": strided.copy_(t),
         "negated": torch._neg_view(-t) if t.is_floating_point() else t.clone(),

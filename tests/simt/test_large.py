@@ -1,4 +1,5 @@
-"""Offsets beyond 2^31 elements, in real kernels: volumes that large, of which only the read corners are in memory.
+"""Sizes that no other test has: offsets beyond 2^31 elements, in volumes of which only the read corners are in memory,
+and more batch items than a grid has rows.
 
 The operating system gives a page of such a tensor when it is first touched, so 8 GiB of addresses cost a few pages.
 float32, because the reference and the CPU's kernel widen a half volume, all of it."""
@@ -50,3 +51,20 @@ def test_voxel_sample_reads_beyond_two_to_the_31(request: pytest.FixtureRequest,
         found = run("cpu")
     assert found.abs().mean() > 0.3  # the corners are not zero
     assert (found.double() - run("reference").double()).abs().max() < 2e-6  # measured 2.4e-7
+
+
+def test_voxel_sample_with_more_items_than_a_grid_has_rows(request: pytest.FixtureRequest) -> None:
+    """A grid has at most 65535 rows: its first blocks take a second item."""
+    B, g = 65535 + 3, torch.Generator().manual_seed(0)
+    volume = torch.randn(B, 1, 1, 1, 2, generator=g).requires_grad_()
+    points = (torch.rand(B, 1, 3, generator=g) - 0.5).requires_grad_()
+
+    def run(backend: str) -> tuple[Tensor, ...]:
+        with ops.use_backend(backend):
+            out = ops.voxel_sample(volume, points)
+            return out.detach(), *torch.autograd.grad(out, (volume, points), torch.ones_like(out))
+
+    with simt.emulated(request.config.getoption("--simt")):
+        found = run("cpu")
+    for got, want in zip(found, run("reference"), strict=True):
+        assert (got - want).abs().max() < 2e-6  # measured 2.4e-7

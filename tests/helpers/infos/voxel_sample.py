@@ -16,7 +16,7 @@ from mim4d import ops
 def build(
     generator: torch.Generator,
     B: int = 2,
-    C: int = 5,
+    C: int = 8,  # whole packs of channels, in every dtype
     Z: int = 3,
     Y: int = 4,
     X: int = 6,
@@ -134,6 +134,7 @@ WAYS = {
         "align_corners": align,
         "out": 2,
         "N": 31,
+        "C": 5 if align else 8,
     }
     for mode in MODES
     for padding in PADDINGS
@@ -196,7 +197,8 @@ INFO = OpInfo(
     big={"B": 1, "C": 32, "Z": 4, "Y": 32, "X": 64, "N": 8192},
     wrong=wrong,
     odd=lambda: [o for m in MODES for p in PADDINGS for o in odd(m, p, False)] + odd_reading(),
-    **COMMON,
+    # A warp takes 32 packs of 4 channels at once: these are 65 packs, the last pass of which is not full.
+    **COMMON | {"cases": {**CASES, "more-than-a-warp": {"C": 260, "N": 3, "Z": 2, "Y": 2, "X": 3}}},
 )
 WITH_GRAD = OpInfo(
     op="voxel_sample_with_grad",
