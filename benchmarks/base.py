@@ -86,20 +86,24 @@ class Base:
         """Bring the native libraries of that revision into its folder; says how."""
         if os.environ.get("MIM4D_BUILD") == "none":
             return "nothing native (MIM4D_BUILD=none)"
+        mode = os.environ.get("MIM4D_BUILD") or ("cpu" if self.device == "cpu" else "auto")
+        stamp = self.folder / "build" / f".base-{torch.__version__}-{mode}"
         if not git("diff", "--name-only", self.sha, "--", *NATIVE):
+            for built in stamp.parent.glob(".base-*"):  # what it was built to is replaced
+                built.unlink()
             for library in (ROOT / "mim4d").glob("*.so"):
                 target = self.folder / "mim4d" / library.name
                 if not target.exists() or not filecmp.cmp(library, target, shallow=False):
                     shutil.copy2(library, target)
             return "the libraries of this tree: its native sources are the same"
-        stamp = self.folder / "build" / f".base-{torch.__version__}"
         if not stamp.exists():
-            mode = os.environ.get("MIM4D_BUILD") or ("cpu" if self.device == "cpu" else "auto")
             command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
             done = subprocess.run(command, cwd=self.folder, env={**os.environ, "MIM4D_BUILD": mode}, check=False)
             if done.returncode:
                 raise UserError(f"--base {self.name}: its native build failed (see above)")
             stamp.parent.mkdir(exist_ok=True)
+            for built in stamp.parent.glob(".base-*"):
+                built.unlink()
             stamp.touch()
         return "built from its own sources"
 

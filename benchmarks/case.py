@@ -21,6 +21,9 @@ Arguments = dict[str, Any]
 DIRECTIONS = {"forward": 0, "backward": 1, "forward+backward": 1, "double backward": 2, "chain": 2}
 
 
+OTHER = 0.875  # inputs times this are other inputs; it rounds nothing away in any dtype
+
+
 class Absent(Exception):
     """A rival that cannot run here: the message says why, and is printed in its row."""
 
@@ -124,6 +127,7 @@ class Run:
     direction: str
     device: str
     call: Callable[[], Sequence[Tensor]]
+    inputs: Sequence[Tensor] = ()  # what its result follows from, as the rival is given it
     last: Sequence[Tensor] | None = None  # result of the newest timed call
 
     @contextlib.contextmanager
@@ -134,6 +138,26 @@ class Run:
     def once(self) -> Sequence[Tensor]:
         with self.inside():
             return self.call()
+
+    def dodges(self) -> str:
+        """How it gets around the work, or an empty text: other inputs must give another result and be left alone.
+
+        The inputs change below autograd, in the memory where they lie: neither an address nor a version tells. A rival
+        that keeps an old result is found, and one that writes on the copy in another layout that was made for it.
+        """
+        old = [t.detach().clone() for t in self.last or ()]
+        kept = [t.detach().clone() for t in self.inputs]
+        try:
+            for t in self.inputs:
+                t.data.mul_(OTHER)
+            new = self.once()
+            if not all(torch.equal(t, k * OTHER) for t, k in zip(self.inputs, kept, strict=True)):
+                return "it writes on its inputs"
+            same = all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+            return "it returns an old result for new inputs" if same else ""
+        finally:
+            for t, k in zip(self.inputs, kept, strict=True):
+                t.data.copy_(k)
 
 
 class Problem:
@@ -146,7 +170,6 @@ class Problem:
         self.names = inputs.differentiable
         self.args = inputs.on(device, dtype)
         self.tolerance = entry.tolerance[dtype]
-        self.before = {name: each(value, Tensor.clone) for name, value in self.args.items()}
         wide = torch.promote_types(dtype, torch.float32) if inputs.wide_result else dtype
 
         def noise(like: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
@@ -160,15 +183,23 @@ class Problem:
         self.answers: dict[str, list[Tensor]] = {"forward": [t.detach() for t in outputs]}
         self.cotangents = noise(outputs, [wide] * len(outputs))
         self.seeds: list[Tensor] = []
+        self._idle = 0  # bytes of inputs that no result depends on: cells that no ray meets
         if entry.order:
             above = [t.double().requires_grad_(entry.order > 1) for t in self.cotangents]
             first = gradients(outputs, own, above, create_graph=entry.order > 1)
             self.answers["backward"] = [t.detach() for t in first]
             self.answers["forward+backward"] = self.answers["backward"]
+            slopes = iter(first)
+            for name in self.names:
+                for t in flat(self.args, [name]):
+                    unused = int((next(slopes) == 0).sum()) * t.element_size()
+                    self._idle += unused if name in inputs.stored else 0  # a point far outside must be read to know it
             if entry.order > 1:
                 self.seeds = noise(first, [t.dtype for t in flat(self.args, self.names)])
                 second = gradients(first, [*own, *above], [t.double() for t in self.seeds])
                 self.answers["double backward"] = self.answers["chain"] = [t.detach() for t in second]
+        self._given = [*flat(self.args, list(self.args)), *self.cotangents, *self.seeds]
+        self._before = [t.clone() for t in self._given]
         self._results = sum(t.numel() for t in outputs) * torch.empty((), dtype=wide).element_size()
 
     @property
@@ -176,13 +207,13 @@ class Problem:
         return list(self.answers)
 
     def bytes(self, direction: str) -> int:
-        """Compulsory traffic: every input read once, every result written once."""
-        read = _bytes(flat(self.args, list(self.args)))
-        own, above = _bytes(flat(self.args, self.names)), self._results
+        """Compulsory traffic: every input that the result depends on read once, every result written once."""
+        read, own = _bytes(flat(self.args, list(self.args))), _bytes(flat(self.args, self.names))
+        read, seeds, above = read - self._idle, own - self._idle, self._results
         moved = {
             "forward": read + self._results,
             "backward": read + above + own,  # inputs and cotangents -> gradients
-            "double backward": read + above + own + own + above,  # and seeds -> gradients, and those of the cotangents
+            "double backward": read + above + seeds + own + above,  # and seeds -> gradients, and the cotangents' own
         }
         return sum(moved[part] for part in PARTS[direction])
 
@@ -199,14 +230,13 @@ class Problem:
         }
 
     def untouched(self) -> bool:
-        """Whether the inputs are what they were: a rival that writes on them would change what all others compute."""
-        pairs = zip(flat(self.args, list(self.args)), flat(self.before, list(self.before)), strict=True)
-        return all(torch.equal(a, b) for a, b in pairs)
+        """Whether the inputs are what they were: a rival that writes on them, or on the cotangents of a backward, would
+        change what all others compute."""
+        return all(torch.equal(now, before) for now, before in zip(self._given, self._before, strict=True))
 
     def restore(self) -> None:
         """The inputs as they were, for the rivals after one that wrote on them."""
-        pairs = zip(flat(self.args, list(self.args)), flat(self.before, list(self.before)), strict=True)
-        for now, before in pairs:
+        for now, before in zip(self._given, self._before, strict=True):
             now.copy_(before)
 
     def run(self, rival: Rival, call: Callable[..., Result], direction: str) -> Run:
@@ -224,15 +254,18 @@ class Problem:
         def again() -> Callable[[], Sequence[Tensor]]:
             own, above = leaves(args, self.names), [t.detach().requires_grad_() for t in self.cotangents]
             grads, ends = first(own, above, create_graph=True), [*flat(own, self.names), *above]
+            if direction == "double backward":
+                made.inputs = self.seeds
             return lambda: gradients(grads, ends, self.seeds, retain_graph=True)
 
         def backward() -> Callable[[], Sequence[Tensor]]:
             own = leaves(args, self.names)
             found = outputs(own)
-            seeds = [c.to(o.dtype) for o, c in zip(found, self.cotangents, strict=True)]
+            made.inputs = seeds = [c.to(o.dtype) for o, c in zip(found, self.cotangents, strict=True)]
             return lambda: gradients(found, flat(own, self.names), seeds, retain_graph=True)
 
-        made = Run(rival, direction, self.device, lambda: [])
+        given = flat(args, self.names or [name for name in args if flat(args, [name])])
+        made = Run(rival, direction, self.device, lambda: [], [t for t in given if t.is_floating_point()])
         with made.inside():
             made.call = {
                 "forward": lambda: lambda: outputs(args),

@@ -100,7 +100,8 @@ class Report:
         if timed:
             where = f", copy {timed[0]['copy_gb_s']:.1f} GB/s ({timed[0]['copy_of']})"
             where += f", {timed[0]['peak_gflop_s']:.0f} GFLOP/s" if timed[0]["flop_fraction"] is not None else ""
-        title = f"{head['direction']}, {_threads(threads)}{head['cache']}{where}"
+        to = f", ratios to {timed[0]['ratio_to']}" if timed else ""
+        title = f"{head['direction']}, {_threads(threads)}{head['cache']}{to}{where}"
         lines = [(_cells(row), "bold red" if row["status"] == "wrong" else "") for row in shown]
         if self._console is None:
             self._plain(title, lines)

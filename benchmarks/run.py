@@ -126,7 +126,20 @@ def bench(options: argparse.Namespace, report: Report) -> list[dict[str, Any]]:
                     for group in found:
                         report.table(group, None if options.device == "cuda" else count)
                         rows += [{**facts, "threads": count, "kind": "op", **row} for row in group]
-    return rows
+    return struck(rows)
+
+
+def struck(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without the times that a rival had before it was found out on the same problem."""
+    whose = ("op", "preset", "dtype", "rival")
+    found = {tuple(row[k] for k in whose): row["why"] for row in reversed(rows) if row["status"] == "wrong"}
+    without = {key for row in rows if row["status"] == "wrong" for key in row}
+    return [
+        {**{k: v for k, v in row.items() if k in without}, "status": "wrong", "why": found[who]}
+        if row["status"] == "ok" and (who := tuple(row[k] for k in whose)) in found
+        else row
+        for row in rows
+    ]
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m benchmarks.run") -> int:

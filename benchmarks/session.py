@@ -90,7 +90,10 @@ class Session:
         if not found.within(self.problem.tolerance):
             state.wrong = f"right at first, wrong after it was timed ({direction}: {describe(found)})"
         elif not self.problem.untouched():
+            self.problem.restore()
             state.wrong = f"it writes on its inputs ({direction})"
+        elif dodge := run.dodges():
+            state.wrong = f"{dodge} ({direction})"
         return state.wrong
 
     def release(self) -> None:
@@ -121,9 +124,10 @@ class Session:
     def _verify(self, state: State) -> None:
         rival, problem = state.rival, self.problem
         ours = rival.backend is not None and not rival.compiled
-        direction = "forward"
+        direction, before = "forward", settings()
         try:
             state.call = rival.make(problem.device)
+            restore(before)  # what a package sets when it is imported
             for direction in problem.directions:
                 if rival.order < DIRECTIONS[direction]:
                     continue
@@ -134,6 +138,8 @@ class Session:
                     state.wrong = f"{direction}: {describe(verdict.error)}"
                 elif not problem.untouched():
                     state.wrong = f"it writes on its inputs ({direction})"
+                elif changed := [name for name, value in settings().items() if value != before[name]]:
+                    state.wrong = f"it changes torch's {', '.join(changed)} for all others ({direction})"
                 if state.wrong:
                     problem.restore()
                     return
@@ -152,6 +158,27 @@ class Session:
             else:  # an older torch has no second derivative of grid_sample: what it has is measured
                 missing = [d for d in problem.directions if d not in state.verdicts and DIRECTIONS[d] <= rival.order]
                 state.lacks = dict.fromkeys(missing, failed)
+        finally:
+            restore(before)
+
+
+def settings() -> dict[str, Any]:
+    """What a rival could change of torch, and so the times and results of all that follow it."""
+    return {
+        "number of threads": torch.get_num_threads(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "grad mode": torch.is_grad_enabled(),
+        "TF32": torch.backends.cuda.matmul.allow_tf32,
+    }
+
+
+def restore(found: dict[str, Any]) -> None:
+    torch.set_num_threads(found["number of threads"])
+    torch.use_deterministic_algorithms(found["deterministic algorithms"])
+    torch.set_default_dtype(found["default dtype"])
+    torch.set_grad_enabled(found["grad mode"])
+    torch.backends.cuda.matmul.allow_tf32 = found["TF32"]
 
 
 def describe(error: Error) -> str:
