@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ try:
 except ImportError:
     Console = None
 
+# What a narrow terminal does without, in this order: names and ratios are never cut short.
+SPARE = ("GB/s", "p20 / p50 / p80", "of flops", "peak MB")
 COLUMNS = ("", "best ms", "p20 / p50 / p80", "ratio", "GB/s", "of copy", "of flops", "peak MB", "error")
 
 
@@ -103,11 +106,16 @@ class Report:
         to = f", ratios to {timed[0]['ratio_to']}" if timed else ""
         title = f"{head['direction']}, {_threads(threads)}{head['cache']}{to}{where}"
         lines = [(_cells(row), "bold red" if row["status"] == "wrong" else "") for row in shown]
+        wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else 132
+        kept = fitting([cells for cells, _ in lines], wide if self._console is None else self._console.width)
+        lines = [([cells[i] for i in kept], style) for cells, style in lines]
+        columns = [COLUMNS[i] for i in kept]
         if self._console is None:
-            self._plain(title, lines)
+            self._plain(title, columns, lines)
         else:
-            made = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
-            for i, column in enumerate(COLUMNS):
+            self.say(title)
+            made = Table(box=None, pad_edge=False)
+            for i, column in enumerate(columns):
                 made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
             for cells, style in lines:
                 made.add_row(*cells, style=style)
@@ -121,11 +129,10 @@ class Report:
             if at and ours in times:
                 self.say(f"  {ours}: {ms / times[ours]:.2f} x as fast as at {sha}")
 
-    def _plain(self, title: str, lines: Sequence[tuple[Sequence[str], str]]) -> None:
+    def _plain(self, title: str, columns: Sequence[str], lines: Sequence[tuple[Sequence[str], str]]) -> None:
         print(title)
-        every = [COLUMNS, *(cells for cells, _ in lines)]
-        widths = [max(len(cells[i]) for cells in every) for i in range(len(COLUMNS))]
-        for cells, style in [(COLUMNS, ""), *lines]:
+        widths = _widths([columns, *(cells for cells, _ in lines)])
+        for cells, style in [(columns, ""), *lines]:
             text = "  ".join(
                 c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
             )
@@ -139,6 +146,20 @@ class Report:
             self.warn(f"{noisy} of {len(timed)} times spread widely (marked ~): something else was running")
         for op, rival in wrong:
             self.say(f"WRONG: {op}: {rival}", "bold red")
+
+
+def fitting(lines: Sequence[Sequence[str]], wide: int) -> list[int]:
+    """Which columns to show: all that hold anything, but for the spare ones that do not fit."""
+    widths = _widths([COLUMNS, *lines])
+    kept = [i for i in range(len(COLUMNS)) if any(cells[i] for cells in lines)]
+    for name in SPARE:
+        if sum(widths[i] + 2 for i in kept) - 2 > wide:
+            kept = [i for i in kept if COLUMNS[i] != name]
+    return kept
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(cells[i]) for cells in lines) for i in range(len(lines[0]))]
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

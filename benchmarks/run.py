@@ -80,8 +80,8 @@ def plan(options: argparse.Namespace) -> list[tuple[str, str, str]]:
     return problems
 
 
-def bench(options: argparse.Namespace, report: Report) -> list[dict[str, Any]]:
-    """Measure everything that was asked for; prints tables, returns the rows."""
+def bench(options: argparse.Namespace, report: Report, rows: list[dict[str, Any]]) -> None:
+    """Measure everything that was asked for; prints tables, adds to the rows."""
     problems, cores = plan(options), roofline.cores()
     threads = options.threads or sorted({1, cores})
     if options.device == "cuda":
@@ -92,7 +92,7 @@ def bench(options: argparse.Namespace, report: Report) -> list[dict[str, Any]]:
     warning = timing.busy(options.device, cores)
     if warning:
         report.warn(f"{warning}: do not trust close ratios")
-    before, session, rows = torch.get_num_threads(), Session(), []
+    before, session = torch.get_num_threads(), Session()
     ceilings: dict[int, roofline.Roofline] = {}
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, before)
@@ -126,7 +126,6 @@ def bench(options: argparse.Namespace, report: Report) -> list[dict[str, Any]]:
                     for group in found:
                         report.table(group, None if options.device == "cuda" else count)
                         rows += [{**facts, "threads": count, "kind": "op", **row} for row in group]
-    return struck(rows)
 
 
 def struck(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -146,11 +145,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m benchmar
     """Raises UserError for what the user got wrong. Returns 1 if any rival is wrong."""
     options = parser(prog).parse_args(arguments)
     report = Report()
-    rows = bench(options, report)
-    for path in (options.json, record.results_file(options.device) if options.save else None):
-        if path is not None:
-            record.append(path, rows)
-            report.say(f"{len(rows)} rows were added to {path}")
+    rows: list[dict[str, Any]] = []
+    try:
+        bench(options, report, rows)
+    finally:  # also of a run that is interrupted, or that one case brings down
+        rows = struck(rows)
+        for path in (options.json, record.results_file(options.device) if options.save else None):
+            if path is not None and rows:
+                record.append(path, rows)
+                report.say(f"{len(rows)} rows were added to {path}")
     if not options.no_plot and any(row["status"] == "ok" for row in rows):
         try:
             from benchmarks.plot import plot
@@ -170,3 +173,6 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"benchmarks: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("benchmarks: interrupted", file=sys.stderr)
+        sys.exit(130)

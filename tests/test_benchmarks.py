@@ -321,6 +321,33 @@ def test_the_exit_code_tells(
         assert f"{fault} is WRONG and gets no time: forward: error" in out
 
 
+def test_rows_of_an_interrupted_run_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(ENTRIES, "toy", toy([]))
+    honest, path = run.table, tmp_path / "rows.jsonl"
+
+    def interrupted(session: Session, direction: str, *args: Any) -> Any:
+        if direction == "backward":
+            raise KeyboardInterrupt
+        return honest(session, direction, *args)
+
+    monkeypatch.setattr(run, "table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(["toy", *QUICK, "--json", str(path)])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {row["direction"] for row in rows} == {"forward"}
+    assert {row["rival"] for row in rows if "ms" in row} == {"right", "healthy twin"}
+
+
+def test_a_narrow_terminal_cuts_nothing_short() -> None:
+    from benchmarks import report
+
+    cells = ["a rival of a long name", "0.0578", "0.058 / 0.0586 / 0.06", "1.00 x", "0.10", "0.1%", "", "0.01", "2e-7"]
+    names = lambda wide: [report.COLUMNS[i] for i in report.fitting([cells], wide)]
+    assert names(132) == [name for name in report.COLUMNS if name != "of flops"]
+    assert names(80) == ["", "best ms", "ratio", "of copy", "peak MB", "error"]
+    assert {"", "best ms", "ratio", "error"} <= set(names(1))
+
+
 def test_wrong_is_red(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rich_console = pytest.importorskip("rich.console", reason="colours are rich's")
     report = Report()
