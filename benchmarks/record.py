@@ -88,6 +88,16 @@ def git_revision() -> tuple[str, bool | None]:
         return built.removesuffix("-dirty"), built.endswith("-dirty") or None
 
 
+def outdated(root: Path = ROOT) -> str | None:
+    """The native source that changed after the libraries were built, if one did: what would be measured is older."""
+    built = [library.stat().st_mtime for library in (root / "mim4d").glob("ops_*.so")]
+    sources = [path for path in [root / "CMakeLists.txt", *(root / "csrc").rglob("*")] if path.is_file()]
+    newest = max(sources, key=lambda path: path.stat().st_mtime, default=None)
+    if not built or newest is None or newest.stat().st_mtime <= max(built):
+        return None
+    return str(newest.relative_to(root))
+
+
 def git(*words: str, cwd: Path = ROOT) -> str:
     done = subprocess.run(["git", *words], cwd=cwd, check=True, capture_output=True, text=True)
     return done.stdout.strip()

@@ -92,6 +92,9 @@ def bench(options: argparse.Namespace, report: Report, rows: list[dict[str, Any]
     warning = timing.busy(options.device, cores)
     if warning:
         report.warn(f"{warning}: do not trust close ratios")
+    newer = record.outdated()
+    if newer:
+        report.warn(f"{newer} is newer than the libraries that are measured: `make setup` builds them")
     before, session = torch.get_num_threads(), Session()
     ceilings: dict[int, roofline.Roofline] = {}
     with contextlib.ExitStack() as stack:

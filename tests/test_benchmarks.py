@@ -495,6 +495,20 @@ def test_provenance_is_complete_and_the_record_only_grows(tmp_path: Path, monkey
     assert record.results_file("cpu").parent == ROOT / "benchmarks" / "results"
 
 
+def test_libraries_older_than_their_sources_are_told(tmp_path: Path) -> None:
+    for name in ("csrc/op/op.cpp", "mim4d/ops_cpu.so"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    source, library = tmp_path / "csrc/op/op.cpp", tmp_path / "mim4d/ops_cpu.so"
+    os.utime(source, (1000, 1000))
+    os.utime(library, (2000, 2000))
+    assert record.outdated(tmp_path) is None
+    os.utime(source, (3000, 3000))
+    assert record.outdated(tmp_path) == "csrc/op/op.cpp"
+    library.unlink()
+    assert record.outdated(tmp_path) is None
+
+
 def test_rows_of_a_run_can_be_understood_later(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     assert run.main(["sdf_sample", *QUICK, "--no-plot", "--json", str(path)]) == 0
