@@ -12,6 +12,8 @@ from helpers.contract import Run
 from helpers.infos import OPS
 from helpers.op_info import HALF, OpInfo, Sample, WrongCall
 
+from mim4d import _library
+
 words = lambda dtype: str(dtype).removeprefix("torch.")
 
 
@@ -33,6 +35,24 @@ def walk(
 
 
 DERIVED = [info for info in OPS if info.order]
+
+
+def test_every_op_has_a_row() -> None:
+    public = {op for op in _library.schemas if not op.endswith("_backward")}
+    assert public <= {info.op for info in OPS}
+
+
+@pytest.mark.parametrize("info", OPS, ids=lambda info: info.op)
+def test_no_check_walks_over_nothing(info: OpInfo) -> None:
+    """What a row leaves out is not checked, and nobody would see it."""
+    assert info.cases
+    assert info.edges
+    assert len(info.growing) > 1
+    assert info.wrong()
+    assert info.ranges
+    assert info.narrow or not set(HALF) & set(info.dtypes), "half would be tested in float32"
+    backward = f"{info.op}_backward" in _library.schemas
+    assert bool(info.order) == bool(info.differentiable) == bool(info.tiny) == backward
 
 
 @walk(OPS, dtypes=True)
