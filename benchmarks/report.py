@@ -124,10 +124,12 @@ class Report:
             if row["status"] == "wrong":
                 self.say(f"  {row['rival']} is WRONG and gets no time: {row['why']}", "bold red")
         times = {row["rival"]: row["ms"] for row in timed}
+        noisy = {row["rival"] for row in timed if row["noisy"]}
         for name, ms in times.items():
             ours, at, sha = name.partition(" @")
             if at and ours in times:
-                self.say(f"  {ours}: {ms / times[ours]:.2f} x as fast as at {sha}")
+                doubt = "~" if {ours, name} & noisy else ""
+                self.say(f"  {ours}: {doubt}{ms / times[ours]:.2f} x as fast as at {sha}")
 
     def _plain(self, title: str, columns: Sequence[str], lines: Sequence[tuple[Sequence[str], str]]) -> None:
         print(title)
