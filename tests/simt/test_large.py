@@ -15,12 +15,15 @@ from torch import Tensor
 
 from mim4d import ops
 
-SIZE = (1, 8, 16, 4096, 4104)  # B, C, Z, Y, X: 2^31 + 4 Mi elements
+SIZES = {  # B, C, Z, Y, X
+    "volume": (1, 8, 16, 4096, 4104),  # 2^31 + 4 Mi elements
+    "slice": (1, 8, 2, 16384, 16400),  # so many in each z: the taps of one point lie that far apart
+}
 
 
-def far_volume() -> Tensor:
+def far_volume(size: tuple[int, int, int, int, int]) -> Tensor:
     """Channels last, not initialised but for a few voxels around the last one and around the first."""
-    B, C, Z, Y, X = SIZE
+    B, C, Z, Y, X = size
     assert B * C * Z * Y * X > 2**31
     try:
         memory = torch.empty(B, Z, Y, X, C)
@@ -28,17 +31,19 @@ def far_volume() -> Tensor:
         pytest.skip(f"this machine gives no {B * C * Z * Y * X / 2**28:.1f} GiB of addresses: {error}")
     g = torch.Generator().manual_seed(0)
     for corner in (slice(0, 3), slice(-3, None)):
-        memory[:, corner, corner, corner] = torch.randn(B, 3, 3, 3, C, generator=g)
+        memory[:, corner, corner, corner].normal_(generator=g)
     return memory.permute(0, 4, 1, 2, 3)
 
 
 @pytest.mark.parametrize("backend", ["simt", "cpu"])
-def test_voxel_sample_reads_beyond_two_to_the_31(request: pytest.FixtureRequest, backend: str) -> None:
-    volume = far_volume()
-    _, _, Z, Y, X = SIZE
-    low = torch.rand(40, 3, generator=torch.Generator().manual_seed(1)) * 1.9
-    cells = torch.cat([low, torch.tensor([X - 3, Y - 3, Z - 3]) + low])  # between the voxels of the two corners
-    points = (2 * cells.double() / (torch.tensor([X, Y, Z]) - 1) - 1).float()[None]
+@pytest.mark.parametrize("what", SIZES)
+def test_voxel_sample_reads_beyond_two_to_the_31(request: pytest.FixtureRequest, what: str, backend: str) -> None:
+    volume = far_volume(SIZES[what])
+    sizes = torch.tensor(volume.shape[:1:-1])  # X, Y, Z
+    corner = sizes.clamp(max=3)
+    low = torch.rand(40, 3, generator=torch.Generator().manual_seed(1)) * (corner - 1) * 0.95
+    cells = torch.cat([low, sizes - corner + low])  # between the voxels of the two corners
+    points = (2 * cells.double() / (sizes - 1) - 1).float()[None]
 
     def run(name: str) -> Tensor:
         with ops.use_backend(name):
