@@ -170,13 +170,17 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         return row["rival"], "WRONG", "", "", "", "", "", "", error
     flops = f"{row['flop_fraction']:.0%}" if row["flop_fraction"] is not None else ""
     middle = " / ".join(_short(row[f"ms_p{q}"]) for q in (20, 50, 80))
-    ratio = f"{'~' if row['noisy'] else ''}{row['ratio']:.2f} x"
+    ratio = f"{'~' if row['noisy'] else ''}{_ratio(row['ratio'])} x"
     numbers = f"{row['gb_s']:.2f}", f"{row['fraction']:.1%}", flops, f"{row['peak_mb']:.2f}"
     return row["rival"], _short(row["ms"]), middle, ratio, *numbers, error
 
 
 def _threads(count: int | None) -> str:
     return "" if count is None else f"{count} thread{'s' if count > 1 else ''}, "
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 0.095 else f"{ratio:.1g}"
 
 
 def _short(ms: float) -> str:
