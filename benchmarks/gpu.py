@@ -1,8 +1,9 @@
 """Prove and measure mim4d on a machine with a GPU: ``python -m benchmarks.gpu [all|PART ...]``, or ``make gpu``.
 
 Parts, in order: build, test, sanitize, ceilings, bench, step; docs/gpu.md says what each does. They use the interpreter
-that runs this and the torch it has, and fetch nothing. A part has ten minutes: what is running then is ended. A part
-that fails does not keep the next ones from running, but the exit status tells. Without a CUDA device it is 2.
+that runs this and the torch it has, and fetch nothing. A part has ten minutes, and in bench each op has them: what is
+running then is ended; ``bench --op OP`` runs one. A part that fails does not keep the next ones from running, but the
+exit status tells. Without a CUDA device it is 2.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Context:
     results: Path
     logs: Path = LOGS
     python: str = sys.executable
+    ops: tuple[str, ...] = ()  # of the benchmarks; none: all
     limit: float = LIMIT
     started: float = field(default_factory=time.monotonic)  # of the part
 
@@ -84,12 +86,10 @@ class Context:
     def capability(self) -> str:
         return "{}.{}".format(*self.facts["capability"])
 
-    def run(
-        self, name: str, command: list[str], environment: Mapping[str, str] | None = None, share: float = 1.0
-    ) -> Done:
-        """Run a program for a share of the time that the part has left, showing and keeping in a log what it prints."""
+    def run(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> Done:
+        """Run a program for as long as the part has time, showing what it prints and keeping it in a log."""
         left = self.limit - MERCY - (time.monotonic() - self.started)
-        return execute(command, self.logs / f"{name}.log", share * left, environment)
+        return execute(command, self.logs / f"{name}.log", left, environment)
 
 
 def execute(command: list[str], log: Path, seconds: float, environment: Mapping[str, str] | None = None) -> Done:
@@ -355,10 +355,10 @@ def rows_in(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
-def measured(context: Context, name: str, command: list[str], share: float = 1.0) -> tuple[Done, list[dict[str, Any]]]:
+def measured(context: Context, name: str, command: list[str]) -> tuple[Done, list[dict[str, Any]]]:
     """Run a program that appends to the results; and the rows that it added."""
     before = len(rows_in(context.results))
-    done = context.run(name, command, share=share)
+    done = context.run(name, command)
     return done, rows_in(context.results)[before:]
 
 
@@ -372,23 +372,28 @@ def part_ceilings(context: Context) -> Outcome:
 
 
 def part_bench(context: Context) -> Outcome:
-    """Each op in a process of its own, which gets its share of the time: one that crashes or takes long costs no
-    other op its rows."""
+    """Each op in a process of its own with ten minutes of its own: one that crashes or takes long costs no other op
+    its rows."""
     listed = context.run("bench-ops", [context.python, "-m", "benchmarks.gpu_cases", "ops"])
     if listed.rc or listed.expired:
         return Outcome(False, f"the benchmarks cannot be listed: {listed.why}: {listed.last}")
-    ops = json.loads(listed.last)
+    known = json.loads(listed.last)
+    unknown = sorted(set(context.ops) - set(known))
+    if unknown:
+        return Outcome(False, f"no benchmark of {', '.join(unknown)}; there are {', '.join(known)}")
     bad, words, on_cuda = [], [], 0
-    for place, op in enumerate(ops):
+    for op in context.ops or known:
+        context.started = time.monotonic()
         command = bench_command(context.python, op, context.results, context.logs / "bench" / op)
-        done, rows = measured(context, f"bench-{op}", command, 1 / (len(ops) - place))
+        done, rows = measured(context, f"bench-{op}", command)
         right = [row for row in rows if row.get("status") == "ok"]
         on_cuda += sum(row.get("backend") == "cuda" for row in right)
         words.append(f"{op} {len(right)}")
         if done.rc or done.expired or not right:
             bad.append(f"{op}: {done.why}")
     text = f"rows that are right: {', '.join(words)}; {on_cuda} of CUDA kernels"
-    return Outcome(bool(on_cuda) and not bad, "; ".join([text, *bad]))
+    proven = on_cuda or context.ops  # an op may have no CUDA kernel yet; all of them together must have one
+    return Outcome(bool(proven) and not bad, "; ".join([text, *bad]))
 
 
 def part_step(context: Context) -> Outcome:
@@ -443,12 +448,12 @@ def run_parts(names: list[str], context: Context) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
     for name in names:
         print(f"\n=== {name} ===", flush=True)
-        context.started = time.monotonic()
+        began = context.started = time.monotonic()
         try:
             outcomes[name] = PARTS[name](context)
         except Exception as error:  # a fault of ours in one part must not cost the others
             outcomes[name] = Outcome(False, f"{type(error).__name__}: {error}")
-        seconds = time.monotonic() - context.started
+        seconds = time.monotonic() - began
         print(f"=== {name}: {'ok' if outcomes[name].ok else 'FAILED'} in {seconds:.0f} s: {outcomes[name].words}")
         note(context, {"kind": "part", "part": name, "seconds": seconds, **asdict(outcomes[name])})
     return outcomes
@@ -467,6 +472,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"all (the default), or some of {', '.join(PARTS)}")
     parser.add_argument("--results", type=Path, help="file for the rows (default: benchmarks/results/<device>.jsonl)")
     parser.add_argument("--logs", type=Path, default=LOGS, help="folder for logs (default: build/gpu)")
+    parser.add_argument("--op", nargs="+", default=[], help="ops of bench (default: all of them)")
     args = parser.parse_args(arguments)
     names = list(PARTS) if not args.parts or args.parts == ["all"] else args.parts
     unknown = sorted(set(names) - set(PARTS))
@@ -480,7 +486,7 @@ def main(arguments: list[str] | None = None) -> int:
     logs = args.logs.resolve()
     print(f"{facts['device']} ({'.'.join(map(str, facts['capability']))}, {facts['memory'] / 2**30:.0f} GiB), ", end="")
     print(f"torch {facts['torch']}, Python {facts['python']}; rows go to {results}, logs to {logs}")
-    outcomes = run_parts(names, Context(facts, results, logs))
+    outcomes = run_parts(names, Context(facts, results, logs, ops=tuple(args.op)))
     print()
     for name, outcome in outcomes.items():
         print(f"{name:<10}{'ok' if outcome.ok else 'FAILED':<8}{outcome.words}")

@@ -521,6 +521,17 @@ def test_benchmarks_without_a_cuda_kernel_have_not_passed(context: gpu.Context, 
     assert outcome == gpu.Outcome(False, "the benchmarks cannot be listed: exit status 1: no such module")
 
 
+def test_one_op_of_the_benchmarks(context: gpu.Context, tmp_path: Path) -> None:
+    """Alone it needs no CUDA kernel; all of them together do. Each op has the whole time of a part."""
+    body = f"if 'ops' in words: print('[\"first\", \"second\"]')\nelse: {APPENDS.replace('cuda', 'reference')}"
+    context.python, context.ops = str(script(tmp_path / "python", body)), ("second",)
+    context.started -= gpu.LIMIT
+    context.limit = gpu.LIMIT + 60
+    assert gpu.part_bench(context) == gpu.Outcome(True, "rows that are right: second 1; 0 of CUDA kernels")
+    context.ops = ("third",)
+    assert gpu.part_bench(context).words == "no benchmark of third; there are first, second"
+
+
 @pytest.mark.parametrize(
     "mim4d, rtx3090, gib, ok",
     [(0, 0, 80, True), (3, 0, 24, True), (3, 0, 80, False), (3, 3, 24, False), (3, 3, 8, False), (0, 1, 80, False)],
