@@ -25,7 +25,7 @@ function(mim4d_isa_sources target)
     mim4d_isa_definitions(${target}_${isa})
     target_compile_definitions(${target}_${isa} PRIVATE MIM4D_ISA=${isa} MIM4D_ISA_${isa})
     target_compile_options(${target}_${isa} PRIVATE ${MIM4D_FLAGS_${isa}} -fno-math-errno -fno-trapping-math
-      -Wno-maybe-uninitialized)  # false alarms inside g++ 12's AVX-512 headers
+      -Wno-maybe-uninitialized -Wno-uninitialized)  # false alarms inside g++ 12's AVX-512 headers
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_${isa}>)
   endforeach()
 endfunction()

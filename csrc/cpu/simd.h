@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <utility>
+
 #include "math/scalar.h"
 
 #if defined(MIM4D_ISA_avx2) || defined(MIM4D_ISA_avx512)
@@ -175,36 +177,200 @@ MIM4D_HD void store_int(int32_t* p, Vec<T> x) {
 
 #endif
 
-// ---- rows of n values, a register at a time: f(offset, lanes) with lanes.load(p) and lanes.store(p, x)
+// ---- lanes that change places
 
-struct AllLanes {
-  template <class T>
-  MIM4D_HD Vec<T> load(const T* p) const {
-    return Vec<T>::load(p);
+// Lanes of a, then of b, by number.
+template <class T, int... I>
+MIM4D_HD Vec<T> shuffle(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+  return Vec<T>(__builtin_shufflevector(a.v, b.v, I...));
+#else
+  return Vec<T>(__builtin_shuffle(a.v, b.v, typename Vec<T>::Mask{I...}));
+#endif
+}
+
+template <class T>
+using LaneNumbers = std::make_integer_sequence<int, Vec<T>::width>;
+
+template <class T, bool second, int... I>
+MIM4D_HD Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I), start = second ? n / 2 : 0;
+  return shuffle(a, b, std::integer_sequence<int, (start + I / 2 + I % 2 * n)...>{});
+}
+
+// a and b, lane by lane in turn: the first half of the result of 2n lanes, or the second
+template <bool second, class T>
+MIM4D_HD Vec<T> interleave(Vec<T> a, Vec<T> b) {
+  return interleave<T, second>(a, b, LaneNumbers<T>{});
+}
+
+// A square tile in registers: log2(width) perfect shuffles of its rows, which rotate the bits of (row, lane) half way
+// round.
+template <class T>
+MIM4D_HD void transpose_tile(Vec<T> (&row)[Vec<T>::width]) {
+  constexpr int n = Vec<T>::width;
+  MIM4D_UNROLL
+  for (int stage = 1; stage < n; stage *= 2) {
+    Vec<T> next[n];
+    MIM4D_UNROLL
+    for (int i = 0; i < n / 2; ++i) {
+      next[2 * i] = interleave<false>(row[i], row[i + n / 2]);
+      next[2 * i + 1] = interleave<true>(row[i], row[i + n / 2]);
+    }
+    MIM4D_UNROLL
+    for (int i = 0; i < n; ++i) row[i] = next[i];
   }
-  template <class T>
-  MIM4D_HD void store(T* p, Vec<T> x) const {
-    x.store(p);
+}
+
+template <class T, int... I>
+MIM4D_HD Vec<T> swap_halves(Vec<T> x, std::integer_sequence<int, I...>) {
+  return shuffle(x, x, std::integer_sequence<int, ((I + Vec<T>::width / 2) % Vec<T>::width)...>{});
+}
+
+// Lane i of the result: the sum of the lanes of x[i]. Where there are half as many x as lanes, they come twice.
+template <int G, class T>
+MIM4D_HD Vec<T> sums(Vec<T> (&x)[G]) {
+  static_assert(G == Vec<T>::width || 2 * G == Vec<T>::width);
+  MIM4D_UNROLL
+  for (int half = G / 2; half > 0; half /= 2) {
+    MIM4D_UNROLL
+    for (int i = 0; i < half; ++i) x[i] = interleave<false>(x[i], x[i + half]) + interleave<true>(x[i], x[i + half]);
+  }
+  if constexpr (G == Vec<T>::width)
+    return x[0];
+  else
+    return x[0] + swap_halves(x[0], LaneNumbers<T>{});
+}
+
+template <int part, class T, int... I>
+MIM4D_HD Vec<T> triple(Vec<T> x, Vec<T> y, Vec<T> z, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I), start = part * n;
+  const Vec<T> xy = shuffle(x, y, std::integer_sequence<int, ((start + I) / 3 + (start + I) % 3 % 2 * n)...>{});
+  return shuffle(
+      xy, z, std::integer_sequence<int, ((start + I) % 3 == 2 ? n + (start + I) / 3 : I)...>{});
+}
+
+template <int part, class T, int... I>
+MIM4D_HD Vec<T> every_third(Vec<T> a, Vec<T> b, Vec<T> c, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I);
+  const Vec<T> ab = shuffle(a, b, std::integer_sequence<int, ((3 * I + part) % (2 * n))...>{});
+  return shuffle(ab, c, std::integer_sequence<int, (3 * I + part >= 2 * n ? 3 * I + part - n : I)...>{});
+}
+
+// Three rows x, y, z <-> one row of triples x0 y0 z0 x1 ...
+template <class T>
+MIM4D_HD void store_triples(T* p, Vec<T> x, Vec<T> y, Vec<T> z) {
+  triple<0>(x, y, z, LaneNumbers<T>{}).store(p);
+  triple<1>(x, y, z, LaneNumbers<T>{}).store(p + Vec<T>::width);
+  triple<2>(x, y, z, LaneNumbers<T>{}).store(p + 2 * Vec<T>::width);
+}
+template <class T>
+MIM4D_HD void load_triples(const T* p, Vec<T>& x, Vec<T>& y, Vec<T>& z) {
+  const auto a = Vec<T>::load(p), b = Vec<T>::load(p + Vec<T>::width), c = Vec<T>::load(p + 2 * Vec<T>::width);
+  x = every_third<0>(a, b, c, LaneNumbers<T>{});
+  y = every_third<1>(a, b, c, LaneNumbers<T>{});
+  z = every_third<2>(a, b, c, LaneNumbers<T>{});
+}
+// The same for the first n lanes.
+template <class T>
+MIM4D_HD void store_first_triples(T* p, Vec<T> x, Vec<T> y, Vec<T> z, int n) {
+  T whole[3 * Vec<T>::width];
+  store_triples(whole, x, y, z);
+  for (int i = 0; i < 3 * n; ++i) p[i] = whole[i];
+}
+template <class T>
+MIM4D_HD void load_first_triples(const T* p, Vec<T>& x, Vec<T>& y, Vec<T>& z, int n) {
+  T whole[3 * Vec<T>::width] = {};
+  for (int i = 0; i < 3 * n; ++i) whole[i] = p[i];
+  load_triples(whole, x, y, z);
+}
+
+// ---- several registers of a row at once: their sums do not wait for each other
+
+template <class T, int N>
+struct Wide {
+  Vec<T> v[N];
+
+  MIM4D_HD static Wide all(T x) {
+    Wide r;
+    MIM4D_UNROLL
+    for (int i = 0; i < N; ++i) r.v[i] = Vec<T>(x);
+    return r;
+  }
+  friend MIM4D_HD Wide operator+(Wide a, Wide b) {
+    MIM4D_UNROLL
+    for (int i = 0; i < N; ++i) a.v[i] = a.v[i] + b.v[i];
+    return a;
+  }
+  friend MIM4D_HD Wide operator*(Vec<T> a, Wide b) {
+    MIM4D_UNROLL
+    for (int i = 0; i < N; ++i) b.v[i] = a * b.v[i];
+    return b;
   }
 };
 
-struct FirstLanes {
+// Which lanes of a row are meant: N whole registers, or the first n lanes of one.
+template <class T, int N>
+struct WholeLanes {
+  using W = Wide<T, N>;
+  static constexpr int w = Vec<T>::width;
+
+  MIM4D_HD W all(T x) const { return W::all(x); }
+  MIM4D_HD W load(const T* p) const {
+    W r;
+    MIM4D_UNROLL
+    for (int i = 0; i < N; ++i) r.v[i] = Vec<T>::load(p + i * w);
+    return r;
+  }
+  MIM4D_HD void store(T* p, const W& x) const {
+    MIM4D_UNROLL
+    for (int i = 0; i < N; ++i) x.v[i].store(p + i * w);
+  }
+  MIM4D_HD void load_triples(const T* p, W& x, W& y, W& z) const {
+    MIM4D_UNROLL
+    for (int i = 0; i < N; ++i) MIM4D_ISA::load_triples(p + 3 * i * w, x.v[i], y.v[i], z.v[i]);
+  }
+  MIM4D_HD void store_triples(T* p, const W& x, const W& y, const W& z) const {
+    MIM4D_UNROLL
+    for (int i = 0; i < N; ++i) MIM4D_ISA::store_triples(p + 3 * i * w, x.v[i], y.v[i], z.v[i]);
+  }
+};
+
+template <class T>
+struct PartOfLanes {
+  using W = Wide<T, 1>;
   int n;
-  template <class T>
-  MIM4D_HD Vec<T> load(const T* p) const {
-    return load_first(p, n);
+
+  MIM4D_HD W all(T x) const { return W::all(x); }
+  MIM4D_HD W load(const T* p) const { return {{load_first(p, n)}}; }
+  MIM4D_HD void store(T* p, const W& x) const { store_first(p, x.v[0], n); }
+  MIM4D_HD void load_triples(const T* p, W& x, W& y, W& z) const {
+    load_first_triples(p, x.v[0], y.v[0], z.v[0], n);
   }
-  template <class T>
-  MIM4D_HD void store(T* p, Vec<T> x) const {
-    store_first(p, x, n);
+  MIM4D_HD void store_triples(T* p, const W& x, const W& y, const W& z) const {
+    store_first_triples(p, x.v[0], y.v[0], z.v[0], n);
   }
 };
 
+// f(offset, lanes) along a row of n values with lanes.load(p) and lanes.store(p, x), four registers at a time as long as
+// there are so many
+template <class T, class F>
+MIM4D_HD void for_wide_row(int64_t n, F&& f) {
+  constexpr int w = Vec<T>::width;
+  int64_t i = 0;
+  for (; i + 4 * w <= n; i += 4 * w) f(i, WholeLanes<T, 4>{});
+  if (i + 2 * w <= n) f(i, WholeLanes<T, 2>{}), i += 2 * w;
+  if (i + w <= n) f(i, WholeLanes<T, 1>{}), i += w;
+  if (i < n) f(i, PartOfLanes<T>{static_cast<int>(n - i)});
+}
+
+// f(offset, lanes) along a row of n values, a register at a time
 template <class T, class F>
 MIM4D_HD void for_row(int64_t n, F&& f) {
+  constexpr int w = Vec<T>::width;
   int64_t i = 0;
-  for (; i + Vec<T>::width <= n; i += Vec<T>::width) f(i, AllLanes{});
-  if (i < n) f(i, FirstLanes{static_cast<int>(n - i)});
+  for (; i + w <= n; i += w) f(i, WholeLanes<T, 1>{});
+  if (i < n) f(i, PartOfLanes<T>{static_cast<int>(n - i)});
 }
 
 }  // namespace mim4d::MIM4D_ISA

@@ -7,40 +7,80 @@
 
 namespace mim4d {
 
-// A point with its place in a row of voxels; the row itself is the list that holds the point.
 template <class T>
-struct PlacedPoint {
-  int64_t index;  // of the point, in [0, B * N)
-  int32_t x;      // lower cell
-  T t[3];         // fractions in x, y, z
+struct VoxelSampleCpuParams : VoxelSampleParams<T> {
+  T* jacobian;                // [B, N, C, 3]
+  const T* grad_jacobian;     // [B, N, C, 3], or null
+  const T* grad_grad_volume;  // [B, Z, Y, X, C], or null: cotangent of grad_volume
+  const T* grad_grad_points;  // [B, N, 3], or null: cotangent of grad_points
+  T* grad_grad;               // [B, N, C], or null: not wanted
+  Mode mode;
 };
 
-// The volume's gradient is made row by row: the X voxels of one (b, z, y). Points are listed by the row of their lower
-// corner, which may lie one below the volume in z and y.
+// A point in the list of the row of voxels that holds its first tap.
+template <class T>
+struct ListedPoint {
+  int64_t index;  // in [0, B * N)
+  T coordinate[3];
+};
+
+// The volume's gradient is made row by row: the X voxels of one (b, z, y). Points are listed by the row of their first
+// tap, which may lie as many rows below the volume in z and y as the axis has taps, less one.
 template <class T>
 struct PointLists {
   const int64_t* start;  // [lists + 1]
-  const PlacedPoint<T>* points;
+  const ListedPoint<T>* points;
+  int taps_y, taps_z;  // of an axis
 
-  static MIM4D_HD int64_t number(const VoxelSampleParams<T>& p, int64_t b, int64_t z, int64_t y) {
-    return (b * (p.Z + 1) + z + 1) * (p.Y + 1) + y + 1;
+  MIM4D_HD int64_t number(const VoxelSampleParams<T>& p, int64_t b, int64_t z, int64_t y) const {
+    return (b * (p.Z + taps_z - 1) + z + taps_z - 1) * (p.Y + taps_y - 1) + y + taps_y - 1;
   }
+  int64_t count(const VoxelSampleParams<T>& p) const { return p.B * (p.Z + taps_z - 1) * (p.Y + taps_y - 1); }
 };
 
-// What one instruction set offers. Ranges [begin, end) are independent of each other and may run in parallel.
+// What one instruction set offers for one shape of stencil. Ranges [begin, end) are independent of each other and may
+// run in parallel; they are of points, or of rows numbered with z fastest: (b * Y + y) * Z + z.
 template <class T>
 struct VoxelSampleCpu {
-  using Params = VoxelSampleParams<T>;
-  void (*forward)(const Params& p, int64_t begin, int64_t end);          // points
-  void (*backward_points)(const Params& p, int64_t begin, int64_t end);  // points
-  // count: adds to count[list] for each point; place: writes each point to placed[cursor[list]++]
-  void (*count)(const Params& p, int64_t begin, int64_t end, int64_t* count);
-  void (*place)(const Params& p, int64_t begin, int64_t end, int64_t* cursor, PlacedPoint<T>* placed);
-  // rows, numbered with z fastest: (b * Y + y) * Z + z
-  void (*backward_rows)(const Params& p, const PointLists<T>& lists, int64_t begin, int64_t end);
+  using Params = VoxelSampleCpuParams<T>;
+  void (*forward)(const Params& p, int64_t begin, int64_t end);          // -> out
+  void (*backward_points)(const Params& p, int64_t begin, int64_t end);  // grad -> grad_points
+};
+
+template <class T>
+struct VoxelSampleDerivativesCpu {
+  using Params = VoxelSampleCpuParams<T>;
+  void (*with_grad)(const Params& p, int64_t begin, int64_t end);         // -> out, jacobian
+  void (*with_grad_points)(const Params& p, int64_t begin, int64_t end);  // grad, grad_jacobian -> grad_points
+  // grad, grad_grad_volume, grad_grad_points -> grad_grad, grad_points
+  void (*double_points)(const Params& p, int64_t begin, int64_t end);
+};
+
+template <class T>
+struct VoxelSampleVolumeCpu {
+  using Params = VoxelSampleCpuParams<T>;
+  using Lists = PointLists<T>;
+  // count: adds to count[list] for each point that touches the volume; place: writes it to listed[cursor[list]++]
+  void (*count)(const Params& p, const Lists& lists, int64_t begin, int64_t end, int64_t* count);
+  void (*place)(const Params& p, const Lists& lists, int64_t begin, int64_t end, int64_t* cursor,
+                ListedPoint<T>* listed);
+  // to rows of grad_volume
+  void (*backward_rows)(const Params& p, const Lists& lists, int64_t begin, int64_t end);   // from grad
+  void (*with_grad_rows)(const Params& p, const Lists& lists, int64_t begin, int64_t end);  // and grad_jacobian
+  void (*double_rows)(const Params& p, const Lists& lists, int64_t begin, int64_t end);     // and grad_grad_points
+};
+
+// The kernels by shape of stencil: linear axes, cubic axes but for z, cubic axes.
+template <class Kernels>
+struct ByShape {
+  Kernels shape[3];
 };
 
 }  // namespace mim4d
 
-MIM4D_DECLARE_ISA(::mim4d::VoxelSampleCpu<float>, voxel_sample_float)
-MIM4D_DECLARE_ISA(::mim4d::VoxelSampleCpu<double>, voxel_sample_double)
+MIM4D_DECLARE_ISA(::mim4d::ByShape<::mim4d::VoxelSampleCpu<float>>, voxel_sample_float)
+MIM4D_DECLARE_ISA(::mim4d::ByShape<::mim4d::VoxelSampleCpu<double>>, voxel_sample_double)
+MIM4D_DECLARE_ISA(::mim4d::ByShape<::mim4d::VoxelSampleDerivativesCpu<float>>, voxel_sample_derivatives_float)
+MIM4D_DECLARE_ISA(::mim4d::ByShape<::mim4d::VoxelSampleDerivativesCpu<double>>, voxel_sample_derivatives_double)
+MIM4D_DECLARE_ISA(::mim4d::ByShape<::mim4d::VoxelSampleVolumeCpu<float>>, voxel_sample_volume_float)
+MIM4D_DECLARE_ISA(::mim4d::ByShape<::mim4d::VoxelSampleVolumeCpu<double>>, voxel_sample_volume_double)

@@ -237,16 +237,10 @@ define_triton(
 # ---- backends
 
 
-def _dtype_can_run(dtype: torch.dtype) -> str | None:
+def _cpu_can_run(dtype: torch.dtype, mode: str) -> str | None:
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
     return None
-
-
-def _cpu_can_run(dtype: torch.dtype, mode: str) -> str | None:
-    if mode != "trilinear":
-        return f"its kernel reads trilinear, not {mode}"
-    return _dtype_can_run(dtype)
 
 
 def _atomics_can_run() -> str | None:
@@ -256,13 +250,16 @@ def _atomics_can_run() -> str | None:
 
 
 def _cuda_can_run(dtype: torch.dtype, mode: str) -> str | None:
+    if mode != "trilinear":
+        return f"its kernel reads trilinear, not {mode}"
     return _atomics_can_run() or _cpu_can_run(dtype, mode)
 
 
 def _triton_can_run(dtype: torch.dtype, mode: str) -> str | None:
-    return _atomics_can_run() or _dtype_can_run(dtype)
+    return _atomics_can_run() or _cpu_can_run(dtype, mode)
 
 
 backends.register("voxel_sample", "cpu", _cpu_can_run)
+backends.register("voxel_sample_with_grad", "cpu", _cpu_can_run)
 backends.register("voxel_sample", "cuda", _cuda_can_run)
 backends.register("voxel_sample", "triton", _triton_can_run)
