@@ -5,6 +5,7 @@ from .lift_splat import LiftSplat
 from .ms_deform_attn import MSDeformAttn, TemporalDeformAttn
 from .sdf_field import SDFField
 from .sdf_renderer import RenderOutput, SDFRenderer
+from .smooth_sampler import SmoothSampler
 from .voxel_sample import VoxelSampler
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "RenderOutput",
     "SDFField",
     "SDFRenderer",
+    "SmoothSampler",
     "TemporalDeformAttn",
     "VoxelGrid",
     "VoxelSampler",
