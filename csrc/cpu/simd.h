@@ -8,7 +8,6 @@
 
 #include <stdint.h>
 #include <string.h>
-
 #include <utility>
 
 #include "math/scalar.h"
@@ -246,8 +245,7 @@ template <int part, class T, int... I>
 MIM4D_HD Vec<T> triple(Vec<T> x, Vec<T> y, Vec<T> z, std::integer_sequence<int, I...>) {
   constexpr int n = sizeof...(I), start = part * n;
   const Vec<T> xy = shuffle(x, y, std::integer_sequence<int, ((start + I) / 3 + (start + I) % 3 % 2 * n)...>{});
-  return shuffle(
-      xy, z, std::integer_sequence<int, ((start + I) % 3 == 2 ? n + (start + I) / 3 : I)...>{});
+  return shuffle(xy, z, std::integer_sequence<int, ((start + I) % 3 == 2 ? n + (start + I) / 3 : I)...>{});
 }
 
 template <int part, class T, int... I>
@@ -344,16 +342,14 @@ struct PartOfLanes {
   MIM4D_HD W all(T x) const { return W::all(x); }
   MIM4D_HD W load(const T* p) const { return {{load_first(p, n)}}; }
   MIM4D_HD void store(T* p, const W& x) const { store_first(p, x.v[0], n); }
-  MIM4D_HD void load_triples(const T* p, W& x, W& y, W& z) const {
-    load_first_triples(p, x.v[0], y.v[0], z.v[0], n);
-  }
+  MIM4D_HD void load_triples(const T* p, W& x, W& y, W& z) const { load_first_triples(p, x.v[0], y.v[0], z.v[0], n); }
   MIM4D_HD void store_triples(T* p, const W& x, const W& y, const W& z) const {
     store_first_triples(p, x.v[0], y.v[0], z.v[0], n);
   }
 };
 
-// f(offset, lanes) along a row of n values with lanes.load(p) and lanes.store(p, x), four registers at a time as long as
-// there are so many
+// f(offset, lanes) along a row of n values with lanes.load(p) and lanes.store(p, x), four registers at a time as long
+// as there are so many
 template <class T, class F>
 MIM4D_HD void for_wide_row(int64_t n, F&& f) {
   constexpr int w = Vec<T>::width;

@@ -18,8 +18,8 @@ inline Tensor channels_last(const Tensor& volume) {
       transpose = MIM4D_PICK_ISA(transpose_float);
     else
       transpose = MIM4D_PICK_ISA(transpose_double);
-    constexpr int64_t group = 64;  // voxels: whole tiles, whole cache lines
-    torch::stable::parallel_for(0, B * ((voxels + group - 1) / group), 64, [&](int64_t begin, int64_t end) {
+    constexpr int64_t group = 256;  // voxels: long runs, whole cache lines
+    torch::stable::parallel_for(0, B * ((voxels + group - 1) / group), 16, [&](int64_t begin, int64_t end) {
       const int64_t groups = (voxels + group - 1) / group;
       for (int64_t g = begin; g < end; ++g) {
         const int64_t item = g / groups, first = g % groups * group;

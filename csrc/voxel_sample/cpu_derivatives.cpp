@@ -1,8 +1,7 @@
-// Derivatives beyond the first gradient, on one instruction set: features with their Jacobian, what points get back from
-// both, and the second derivatives. The volume gets its own back in cpu_volume.cpp.
+// Derivatives beyond the first gradient, on one instruction set: features with their Jacobian, what points get back
+// from both, and the second derivatives. The volume gets its own back in cpu_volume.cpp.
 
 #include "voxel_sample/cpu.h"
-
 #include "voxel_sample/cpu_stencil.h"
 
 namespace mim4d::MIM4D_ISA {

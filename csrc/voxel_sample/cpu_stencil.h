@@ -90,8 +90,8 @@ struct Stencil {
     for (int iz = 0; iz < KZ; ++iz) {
       MIM4D_UNROLL
       for (int iy = 0; iy < K; ++iy) {
-        const bool in = (whole && K == 2) ||
-                        ((iz >= from[2][j]) & (iz < to[2][j]) & (iy >= from[1][j]) & (iy < to[1][j]));
+        const bool in =
+            (whole && K == 2) || ((iz >= from[2][j]) & (iz < to[2][j]) & (iy >= from[1][j]) & (iy < to[1][j]));
         row[iz * K + iy] = in ? volume + (origin + iz * dz + iy * dy) : nullptr;
       }
     }

@@ -1,7 +1,7 @@
-// The gradient of the volume, on one instruction set: every row of voxels gathers from the lists of points that touch it.
+// The gradient of the volume, on one instruction set: every row of voxels gathers from the lists of points that touch
+// it.
 
 #include "voxel_sample/cpu.h"
-
 #include "voxel_sample/cpu_stencil.h"
 
 namespace mim4d::MIM4D_ISA {
@@ -158,14 +158,20 @@ void with_grad_rows(const Params<T>& p, const Lists<T>& lists, int64_t begin, in
 }  // namespace
 
 extern const ByShape<VoxelSampleVolumeCpu<float>> voxel_sample_volume_float = {{
-    {count<float, 2, 2>, place<float, 2, 2>, backward_rows<float, 2, 2>, with_grad_rows<float, 2, 2>, double_rows<float, 2, 2>},
-    {count<float, 4, 2>, place<float, 4, 2>, backward_rows<float, 4, 2>, with_grad_rows<float, 4, 2>, double_rows<float, 4, 2>},
-    {count<float, 4, 4>, place<float, 4, 4>, backward_rows<float, 4, 4>, with_grad_rows<float, 4, 4>, double_rows<float, 4, 4>},
+    {count<float, 2, 2>, place<float, 2, 2>, backward_rows<float, 2, 2>, with_grad_rows<float, 2, 2>,
+     double_rows<float, 2, 2>},
+    {count<float, 4, 2>, place<float, 4, 2>, backward_rows<float, 4, 2>, with_grad_rows<float, 4, 2>,
+     double_rows<float, 4, 2>},
+    {count<float, 4, 4>, place<float, 4, 4>, backward_rows<float, 4, 4>, with_grad_rows<float, 4, 4>,
+     double_rows<float, 4, 4>},
 }};
 extern const ByShape<VoxelSampleVolumeCpu<double>> voxel_sample_volume_double = {{
-    {count<double, 2, 2>, place<double, 2, 2>, backward_rows<double, 2, 2>, with_grad_rows<double, 2, 2>, double_rows<double, 2, 2>},
-    {count<double, 4, 2>, place<double, 4, 2>, backward_rows<double, 4, 2>, with_grad_rows<double, 4, 2>, double_rows<double, 4, 2>},
-    {count<double, 4, 4>, place<double, 4, 4>, backward_rows<double, 4, 4>, with_grad_rows<double, 4, 4>, double_rows<double, 4, 4>},
+    {count<double, 2, 2>, place<double, 2, 2>, backward_rows<double, 2, 2>, with_grad_rows<double, 2, 2>,
+     double_rows<double, 2, 2>},
+    {count<double, 4, 2>, place<double, 4, 2>, backward_rows<double, 4, 2>, with_grad_rows<double, 4, 2>,
+     double_rows<double, 4, 2>},
+    {count<double, 4, 4>, place<double, 4, 4>, backward_rows<double, 4, 4>, with_grad_rows<double, 4, 4>,
+     double_rows<double, 4, 4>},
 }};
 
 }  // namespace mim4d::MIM4D_ISA

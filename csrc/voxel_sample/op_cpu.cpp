@@ -16,13 +16,13 @@ namespace {
 constexpr int64_t kPointsPerTask = 512;
 
 // The kernels of one table for a dtype and a mode.
-#define MIM4D_KERNELS_OF(name, T, mode)                                                                     \
-  [](Mode m) -> const auto& {                                                                               \
-    const int shape = m == Mode::tricubic ? 2 : m == Mode::bicubic ? 1 : 0;                                 \
-    if constexpr (sizeof(T) == 4)                                                                           \
-      return MIM4D_PICK_ISA(name##_float).shape[shape];                                                     \
-    else                                                                                                    \
-      return MIM4D_PICK_ISA(name##_double).shape[shape];                                                    \
+#define MIM4D_KERNELS_OF(name, T, mode)                                     \
+  [](Mode m) -> const auto& {                                               \
+    const int shape = m == Mode::tricubic ? 2 : m == Mode::bicubic ? 1 : 0; \
+    if constexpr (sizeof(T) == 4)                                           \
+      return MIM4D_PICK_ISA(name##_float).shape[shape];                     \
+    else                                                                    \
+      return MIM4D_PICK_ISA(name##_double).shape[shape];                    \
   }(mode)
 
 template <class T>
@@ -61,7 +61,7 @@ Tensor forward(const Tensor& volume, const Tensor& points, const VoxelSampleOpti
 
 // Points are sorted by the row of voxels of their first tap; then every row of the gradient gathers its own.
 template <class T, class Rows>
-void make_volume(const VoxelSampleCpuParams<T>& p, Rows VoxelSampleVolumeCpu<T>::*rows_of) {
+void make_volume(const VoxelSampleCpuParams<T>& p, Rows VoxelSampleVolumeCpu<T>::* rows_of) {
   const VoxelSampleVolumeCpu<T>& run = MIM4D_KERNELS_OF(voxel_sample_volume, T, p.mode);
   PointLists<T> lists{nullptr, nullptr, p.mode == Mode::bicubic || p.mode == Mode::tricubic ? 4 : 2,
                       p.mode == Mode::tricubic ? 4 : 2};
@@ -215,16 +215,13 @@ std::tuple<Tensor, Tensor> voxel_sample_backward_cpu(const Tensor& grad, const T
 std::tuple<Tensor, Tensor, Tensor> voxel_sample_double_backward_cpu(std::optional<Tensor> grad_grad_volume,
                                                                     std::optional<Tensor> grad_grad_points,
                                                                     const Tensor& grad, const Tensor& volume,
-                                                                    const Tensor& points, int64_t mode,
-                                                                    int64_t padding, bool align,
-                                                                    std::vector<bool> mask) {
+                                                                    const Tensor& points, int64_t mode, int64_t padding,
+                                                                    bool align, std::vector<bool> mask) {
   const VoxelSampleOptions options{mode, padding, align};
   check_voxel_sample(volume, points, options, Mode::tricubic);
   check_voxel_sample_grad(grad, volume, points);
-  if (grad_grad_volume)
-    check_cotangent("grad_grad_volume", *grad_grad_volume, volume.sizes(), "volume", volume);
-  if (grad_grad_points)
-    check_cotangent("grad_grad_points", *grad_grad_points, points.sizes(), "points", points);
+  if (grad_grad_volume) check_cotangent("grad_grad_volume", *grad_grad_volume, volume.sizes(), "volume", volume);
+  if (grad_grad_points) check_cotangent("grad_grad_points", *grad_grad_points, points.sizes(), "points", points);
   const ScalarType wide = arithmetic(volume), dtype = volume.scalar_type();
   const auto [grad_grad, grad_volume, grad_points] = double_backward(
       cast(grad_grad_volume, wide), grad_grad_points, cast(grad, wide), cast(volume, wide), points, options, mask);
@@ -242,9 +239,8 @@ std::tuple<Tensor, Tensor> voxel_sample_with_grad_cpu(const Tensor& volume, cons
 
 std::tuple<Tensor, Tensor> voxel_sample_with_grad_backward_cpu(std::optional<Tensor> grad_features,
                                                                std::optional<Tensor> grad_jacobian,
-                                                               const Tensor& volume, const Tensor& points,
-                                                               int64_t mode, int64_t padding, bool align,
-                                                               std::vector<bool> mask) {
+                                                               const Tensor& volume, const Tensor& points, int64_t mode,
+                                                               int64_t padding, bool align, std::vector<bool> mask) {
   const VoxelSampleOptions options{mode, padding, align};
   check_voxel_sample(volume, points, options, Mode::tricubic);
   std::vector<int64_t> shape = voxel_sample_shape(volume, points);
