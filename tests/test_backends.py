@@ -167,10 +167,11 @@ def test_voxel_sample_says_why_a_kernel_does_not_run() -> None:
     if "ops_cpu" not in _library.loaded:
         pytest.skip("the native library is not built")
     assert backends.available("voxel_sample", CPU, **TRILINEAR) == {"cpu": None, "reference": None}
-    reason = backends.available("voxel_sample", CPU, dtype=torch.float32, mode="bicubic")["cpu"]
-    assert reason == "its kernel reads trilinear, not bicubic"
-    with ops.use_backend("cpu"), pytest.raises(ValueError, match="reads trilinear, not tricubic"):
-        ops.voxel_sample(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 3), mode="tricubic")
+    small = torch.float8_e4m3fn
+    reason = backends.available("voxel_sample", CPU, dtype=small, mode="bicubic")["cpu"]
+    assert reason == "its kernel reads float16, bfloat16, float32 and float64, not torch.float8_e4m3fn"
+    with ops.use_backend("cpu"), pytest.raises(ValueError, match="cannot run: its kernel reads .* not torch.float8"):
+        ops.voxel_sample(torch.zeros(1, 1, 1, 1, 1).to(small), torch.zeros(1, 1, 3), mode="tricubic")
 
 
 def test_the_variable_chooses() -> None:
