@@ -30,6 +30,11 @@ PRESETS = {
         {"volume": (32, 5, 128, 128), "rays": 64, "samples": 96, "uniform": True, **NETS},
         devices=CPU,
     ),
+    "mim4d_render_256x96": Preset(
+        "256 rays of six cameras, 96 samples, 128x128 volume",
+        {"volume": (32, 5, 128, 128), "rays": 256, "samples": 96, **NETS},
+        devices=CPU,
+    ),
     "mim4d_render_3072x96": Preset(
         "a render call of MIM4D at 0.075 m, and of UniPAD: 6 x 512 rays, 96 samples, 180x180 volume",
         {"volume": (32, 5, 180, 180), "rays": 3072, "samples": 96, **NETS},

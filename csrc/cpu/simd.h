@@ -203,24 +203,6 @@ MIM4D_HD Vec<T> interleave(Vec<T> a, Vec<T> b) {
   return interleave<T, second>(a, b, LaneNumbers<T>{});
 }
 
-// A square tile in registers: log2(width) perfect shuffles of its rows, which rotate the bits of (row, lane) half way
-// round.
-template <class T>
-MIM4D_HD void transpose_tile(Vec<T> (&row)[Vec<T>::width]) {
-  constexpr int n = Vec<T>::width;
-  MIM4D_UNROLL
-  for (int stage = 1; stage < n; stage *= 2) {
-    Vec<T> next[n];
-    MIM4D_UNROLL
-    for (int i = 0; i < n / 2; ++i) {
-      next[2 * i] = interleave<false>(row[i], row[i + n / 2]);
-      next[2 * i + 1] = interleave<true>(row[i], row[i + n / 2]);
-    }
-    MIM4D_UNROLL
-    for (int i = 0; i < n; ++i) row[i] = next[i];
-  }
-}
-
 template <class T, int... I>
 MIM4D_HD Vec<T> swap_halves(Vec<T> x, std::integer_sequence<int, I...>) {
   return shuffle(x, x, std::integer_sequence<int, ((I + Vec<T>::width / 2) % Vec<T>::width)...>{});

@@ -1,6 +1,6 @@
 #include "cpu/transpose.h"
 
-#include "cpu/simd.h"
+#include "cpu/tile.h"
 
 namespace mim4d::MIM4D_ISA {
 namespace {

@@ -2,7 +2,7 @@
 // What the CPU kernels share: the stencils of a block of points, computed with points as the SIMD lanes, and loops over
 // the rows of voxels that one point touches, with channels as the lanes.
 
-#include "cpu/simd.h"
+#include "cpu/tile.h"
 #include "math/interp.h"
 #include "voxel_sample/cpu.h"
 

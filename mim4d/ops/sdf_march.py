@@ -293,3 +293,17 @@ define(
     backward=_backward_sample,
     setup_context=_setup_sample,
 )
+
+
+# ---- backends
+
+
+def _cpu_can_run(dtype: torch.dtype, mode: str) -> str | None:
+    if mode != "trilinear":
+        return f"its kernel reads trilinear, not {mode}"
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
+    return None
+
+
+backends.register("sdf_march", "cpu", _cpu_can_run)

@@ -7,7 +7,7 @@ the largest magnitude of the oracle, so that they mean the same for values, grad
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +33,8 @@ TOLERANCES = {
 # References whose formulas cancel. sdf_march: an opacity is a difference of two sigmoids, and the derivative by their
 # one sharpness a sum of such differences: measured 7.6e-12 and 1.9e-2 for that number, 3e-13 and 4e-4 for all others.
 # sdf_sample: where the opacities are 1e-5, that difference decides where a sample goes: measured 5e-4, 3e-4, 2e-5,
-# 4e-8. In float32 no kernel may hide behind that: it is held to the default and twice the error of the reference.
+# 4e-8. In float32 no kernel may hide behind that: it is held to the default and twice the error of the reference. In
+# float64 it may, for there the oracle cancels as much (the C++ kernel, which does not, is 6e-12 from it).
 OWN = {
     ("sdf_march", torch.float64): Tolerance(element=2e-11, l2=2e-11, bias=2e-11, angle=1e-13),
     ("sdf_march", torch.float32): Tolerance(element=4e-2, l2=4e-2, bias=4e-2, angle=2e-7),
@@ -83,8 +84,12 @@ def assert_close(got: Tensor, oracle: Tensor, *, like: Tensor | None = None, op:
         floor = ROUNDING[got.dtype] + vanished * max(oracle.numel(), 1) ** 0.5 / (float(oracle.norm()) or 1.0)
         bound = Tolerance(*(b + floor for b in astuple(bound)))  # a float32 result, rounded once
     if like is not None and like is not got:
-        bound = Tolerance(
-            *(2 * e + floor for e, floor in zip(astuple(errors(like, oracle)), astuple(bound), strict=True))
+        own, angle = errors(like, oracle), bound.angle
+        bound = Tolerance(*(2 * e + floor for e, floor in zip(astuple(own), astuple(bound), strict=True)))
+        bound = replace(
+            bound,
+            angle=(2 * own.angle**0.5 + angle**0.5) ** 2,  # the square of a distance
+            bias=bound.bias + own.element / max(oracle.numel(), 1) ** 0.5,  # the mean of few errors is not zero
         )
     for name in ("element", "l2", "bias", "angle"):
         assert getattr(found, name) <= getattr(bound, name), f"{got.dtype}: {name} error {found}, allowed {bound}"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.cases import running
 from helpers.infos._scene import BOX, decoder
 from helpers.infos.sdf_march import INFO, NAMES, oracle
+from helpers.process import python
 from torch import Tensor
 
 import mim4d.ops as ops
@@ -18,6 +23,7 @@ from mim4d.reference import sdf_march as reference
 
 OUTPUTS = ("rgb", "depth", "opacity", "sdf", "gradient", "weights")
 RAW = torch.ops.mim4d.sdf_march.default
+HERE = Path(__file__).parent
 
 
 def scene(dtype: torch.dtype = torch.float64, seed: int = 0, **sizes: Any) -> dict[str, Any]:
@@ -49,8 +55,13 @@ def by_wrapper(
         return ops.sdf_march(**args, mode=mode, padding_mode=padding_mode, align_corners=align, cos_anneal=a)
 
 
-# The reference, and what the dispatcher runs: the kernel of this device, or the reference again through its autograd.
-PATHS = pytest.mark.parametrize("run", [by_wrapper, raw], ids=["reference", "dispatcher"])
+def by_cpu(args: dict[str, Any]):
+    with running("sdf_march", "cpu", "cpu", dtype=args["volume"].dtype, mode="trilinear"):
+        return ops.sdf_march(**args)
+
+
+# The reference, and the C++ kernel.
+PATHS = pytest.mark.parametrize("run", [by_wrapper, by_cpu], ids=["reference", "cpu"])
 
 
 def compare(run: Callable[..., Any], args: dict[str, Any], only: str | None = None) -> None:
@@ -252,6 +263,136 @@ def test_the_running_sum_of_deterministic_mode() -> None:
     by_got, by_want = (torch.autograd.grad(out.square().sum(), x)[0] for out in (got, want))
     torch.testing.assert_close(by_got, by_want)
     assert reference._doubling_sum(x[..., :0]).shape == (2, 3, 0)
+
+
+# ---- the C++ kernel in float32: fixed sizes, every instruction set, every number of threads, memory
+
+
+def widened(args: dict[str, Any]) -> dict[str, Any]:
+    """A copy in float64 with gradients of its own."""
+    double = lambda v: v.detach().double() if isinstance(v, Tensor) else v
+    return require({k: [double(t) for t in v] if isinstance(v, list) else double(v) for k, v in args.items()})
+
+
+def errors_of_float32(run: Callable[..., Any], args: dict[str, Any]) -> tuple[float, float]:
+    """Largest errors of results and of gradients against float64, relative to the largest entry of each tensor."""
+    wide = widened(args)
+    got, want = run(require(args)), oracle(**wide)
+    g = torch.Generator().manual_seed(5)
+    cotangents = [torch.randn(w.shape, generator=g, dtype=w.dtype) for w in want]
+    grads = torch.autograd.grad(got, leaves(args), [c.to(x) for c, x in zip(cotangents, got, strict=True)])
+    wants = torch.autograd.grad(want, leaves(wide), cotangents)
+
+    def worst(xs: Any, ys: Any) -> float:
+        pairs = [(x.detach(), y.detach()) for x, y in zip(xs, ys, strict=True)]
+        return max(float((x - y).abs().max() / y.abs().max().clamp(min=1e-3)) for x, y in pairs)
+
+    return worst(got, want), worst(grads, wants)
+
+
+@pytest.mark.parametrize("S", [1, 19, 96])
+@pytest.mark.parametrize("layers", [2, 6])
+def test_float32_of_the_usual_sizes(S: int, layers: int) -> None:
+    """24 rays with the weights that torch starts with; few saturate."""
+    args = scene(B=1, R=24, S=S, C=32, H=16, G=16, layers=layers, shape=(3, 6, 8), dtype=torch.float32)
+    args["edges"] = args["edges"] / (0.15 * S)  # within the box
+    results, gradients = errors_of_float32(by_cpu, args)
+    assert results < 2e-4  # measured 5e-6
+    assert gradients < 2e-3  # measured 3e-4
+
+
+def test_every_instruction_set() -> None:
+    """Each level that this processor has, in a process of its own, against the reference in float64."""
+    program = """
+import json, torch
+from test_sdf_march import by_cpu, by_wrapper, leaves, require, scene, widened
+from mim4d import _library
+worst = {}
+for dtype in (torch.float32, torch.float64):
+    for sizes in ({"C": 32, "H": 16, "G": 16, "layers": 6}, {"C": 5, "H": 9, "G": 0}):
+        for S in (4, 21):
+            args = require(scene(dtype=dtype, S=S, **sizes))
+            wide = widened(args)
+            found = []
+            for run, a in ((by_cpu, args), (by_wrapper, wide)):
+                out = run(a)
+                found.append([*out, *torch.autograd.grad(sum(o.square().sum() for o in out), leaves(a))])
+            for x, y in zip(*found):
+                error = float((x - y).abs().max() / y.abs().max().clamp(min=1e-3))
+                worst[str(dtype)] = max(worst.get(str(dtype), 0.0), error)
+print(json.dumps([_library.extension().cpu_isa(), worst]))
+"""
+    ran = []
+    path = os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    for level in ("base", "avx2", "avx512"):
+        done = python(program, MIM4D_CPU_ISA=level, PYTHONPATH=path)
+        assert done.returncode == 0, done.stderr
+        isa, worst = json.loads(done.stdout)
+        ran.append(isa)
+        assert worst["torch.float32"] < 2e-4, (isa, worst)  # measured 3.4e-5
+        assert worst["torch.float64"] < 1e-11, (isa, worst)  # measured 2.3e-13
+    assert ran[0] == "base"
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    """More samples than the backward pass takes in one batch (about 2^15 of this width)."""
+    args = require(scene(B=2, R=220, S=96, dtype=torch.float32, shape=(2, 9, 9)))
+    before, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            out = by_cpu(args)
+            found.append([*out, *torch.autograd.grad(sum(o.sum() for o in out), leaves(args))])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(other, found[0], strict=True))
+    wide = widened(args)
+    out = by_wrapper(wide)
+    grads = torch.autograd.grad(sum(o.sum() for o in out), leaves(wide))
+    for x, y in zip(found[0][6:], grads, strict=True):
+        assert float((x - y).abs().max()) <= 2e-3 * float(y.abs().max())  # measured 2.3e-6
+
+
+def saved_bytes(run: Callable[..., Any], args: dict[str, Any]) -> int:
+    """Bytes that autograd keeps beside the inputs and the outputs."""
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = run(args)
+    own = {t.untyped_storage().data_ptr() for t in (*leaves(args), args["edges"], *out)}
+    return sum(n for p, n in kept.items() if p not in own)
+
+
+def test_almost_nothing_is_saved_for_backward() -> None:
+    args = require(scene(B=1, R=8, S=96, C=32, H=16, G=16, layers=6, dtype=torch.float32))
+    eager = saved_bytes(lambda args: oracle(**args), args)
+    assert eager > 8 * 96 * 2000  # measured 4,170 bytes a sample
+    assert 50 * saved_bytes(by_cpu, args) < eager  # measured 0
+
+
+def test_no_light_no_work_but_the_same_results() -> None:
+    """Behind a wall the transmittance is 0 after a few samples. A loss on the field sees the samples there, a loss on
+    the picture does not, and both agree with the oracle."""
+    args = wall(dtype=torch.float32, S=96)
+    assert not by_cpu(args)[5][..., -1].any()
+    results, gradients = errors_of_float32(by_cpu, args)
+    assert results < 2e-4
+    assert gradients < 2e-3
+    require(args)
+    for name in ("weights", "gradient"):
+        i = OUTPUTS.index(name)
+        both = [
+            torch.autograd.grad(f(args)[i].square().sum(), leaves(args), allow_unused=True)
+            for f in (by_cpu, by_wrapper)
+        ]
+        for x, y in zip(*both, strict=True):
+            y = torch.zeros_like(x) if y is None else y
+            assert float((x - y).abs().max()) <= 2e-3 * max(float(y.abs().max()), 1e-3)
 
 
 @pytest.mark.gpu

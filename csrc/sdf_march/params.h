@@ -1,0 +1,59 @@
+#pragma once
+
+#include <stdint.h>
+
+#include "math/macros.h"
+#include "math/modes.h"
+
+namespace mim4d {
+
+// A decoder: W [hidden, 3], w [hidden], then for each layer A [out, hidden], b [out], U [hidden, condition], c
+// [hidden], all row by row; `out` is that of the last layer, the others have `hidden` outputs.
+template <class T>
+struct SdfDecoder {
+  const T* const* tensors;
+  int64_t hidden, condition, out, layers;
+};
+
+template <class T>
+struct SdfMarchParams {
+  const T* volume;      // [B, Z, Y, X, C]: channels last
+  const T* outside;     // [C] zeros: the voxel outside of the volume (CPU kernels)
+  const T* origins;     // [B, R, 3]
+  const T* directions;  // [B, R, 3]
+  const T* edges;       // [B, R, S + 1]
+  SdfDecoder<T> sdf_net;
+  SdfDecoder<T> rgb_net;  // its condition: direction 3, feature C, normal 3, geometry
+  T* rgb;                 // [B, R, 3]
+  T* depth;               // [B, R]
+  T* opacity;             // [B, R]
+  T* sdf;                 // [B, R, S]
+  T* gradient;            // [B, R, S, 3]
+  T* weights;             // [B, R, S]
+  int64_t B, R, S, C, Z, Y, X;
+  T aabb[6];
+  T inv_s;
+  T cos_anneal;
+  Padding padding;
+  bool align;
+
+  MIM4D_HD int64_t rays() const { return B * R; }
+  MIM4D_HD int64_t geometry() const { return sdf_net.out - 1; }
+};
+
+// Cotangents of the results, null where there is none, and what is wanted.
+template <class T>
+struct SdfMarchAdjoint {
+  const T* rgb;
+  const T* depth;
+  const T* opacity;
+  const T* sdf;
+  const T* gradient;
+  const T* weights;
+  T* grad_volume;      // [B, Z, Y, X, C], null: not wanted
+  T* grad_origins;     // [B, R, 3], null: not wanted
+  T* grad_directions;  // [B, R, 3], null: not wanted
+  bool sdf_net, rgb_net;
+};
+
+}  // namespace mim4d
