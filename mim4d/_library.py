@@ -31,6 +31,10 @@ absent: dict[tuple[str, str], str] = {}  # (op, backend) -> why there is no kern
 KEYS = {"cpu": ("ops_cpu", "CPU"), "cuda": ("ops_cuda", "CUDA")}  # native backend -> its library, its dispatch key
 _ROOT = Path(__file__).parent
 
+# What the kernels in C++ ask of torch where its stable ABI has no word for it.
+lib.define("deterministic() -> bool")
+lib.impl("deterministic", torch.are_deterministic_algorithms_enabled, "CompositeExplicitAutograd")
+
 
 def define(
     schema: str,

@@ -1,7 +1,9 @@
 #pragma once
 // The only door to torch: LibTorch's stable ABI, restricted to what torch 2.11 has.
 
+#include <array>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include <torch/csrc/stable/accelerator.h>
@@ -45,6 +47,22 @@ inline Tensor not_wanted(const Tensor& like) { return torch::stable::new_empty(l
 inline Tensor empty_channels_last(const Tensor& like, std::optional<ScalarType> dtype = {}) {
   return torch::stable::empty(like.sizes(), dtype ? dtype : like.scalar_type(), std::nullopt, like.device(),
                               std::nullopt, MemoryFormat::ChannelsLast3d);
+}
+
+// torch.sort(keys, stable=True) of a vector: values and indices.
+inline std::pair<Tensor, Tensor> stable_sort(const Tensor& keys) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 4> stack = {from(keys), from(std::optional<bool>(true)), from(int64_t{0}), from(false)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
+
+// torch.are_deterministic_algorithms_enabled(), which the stable ABI cannot tell: mim4d/_library.py defines an op for it.
+inline bool deterministic() {
+  std::array<StableIValue, 1> stack = {};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("mim4d::deterministic", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<bool>(stack[0]);
 }
 
 // Does (B, C, Z, Y, X) lie as [B, Z, Y, X, C] without gaps? The stride of a dimension of size 1 says nothing.

@@ -237,29 +237,19 @@ define_triton(
 # ---- backends
 
 
-def _cpu_can_run(dtype: torch.dtype, mode: str) -> str | None:
+def _native_can_run(dtype: torch.dtype, mode: str) -> str | None:
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
     return None
 
 
-def _atomics_can_run() -> str | None:
+def _triton_can_run(dtype: torch.dtype, mode: str) -> str | None:
     if torch.are_deterministic_algorithms_enabled():
         return "its backward adds in no fixed order, and torch.use_deterministic_algorithms is on"
-    return None
+    return _native_can_run(dtype, mode)
 
 
-def _cuda_can_run(dtype: torch.dtype, mode: str) -> str | None:
-    if mode != "trilinear":
-        return f"its kernel reads trilinear, not {mode}"
-    return _atomics_can_run() or _cpu_can_run(dtype, mode)
-
-
-def _triton_can_run(dtype: torch.dtype, mode: str) -> str | None:
-    return _atomics_can_run() or _cpu_can_run(dtype, mode)
-
-
-backends.register("voxel_sample", "cpu", _cpu_can_run)
-backends.register("voxel_sample_with_grad", "cpu", _cpu_can_run)
-backends.register("voxel_sample", "cuda", _cuda_can_run)
+for _op in ("voxel_sample", "voxel_sample_with_grad"):
+    backends.register(_op, "cpu", _native_can_run)
+    backends.register(_op, "cuda", _native_can_run)
 backends.register("voxel_sample", "triton", _triton_can_run)
