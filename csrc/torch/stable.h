@@ -58,7 +58,8 @@ inline std::pair<Tensor, Tensor> stable_sort(const Tensor& keys) {
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
-// torch.are_deterministic_algorithms_enabled(), which the stable ABI cannot tell: mim4d/_library.py defines an op for it.
+// torch.are_deterministic_algorithms_enabled(), which the stable ABI cannot tell: mim4d/_library.py defines an op for
+// it.
 inline bool deterministic() {
   std::array<StableIValue, 1> stack = {};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("mim4d::deterministic", "", stack.data(), TORCH_ABI_VERSION));

@@ -26,7 +26,7 @@ __device__ __forceinline__ void add_to_taps(const VoxelSampleCudaParams<S, T>& p
 }
 
 template <class S, class T, int K, int V>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) * K == 8 ? 3 : 2)
     voxel_sample_backward_kernel(VoxelSampleCudaParams<S, T> p, int lane_bits) {
   const Place at = place(lane_bits);
   for (int64_t item = blockIdx.y; item < p.B; item += gridDim.y) {

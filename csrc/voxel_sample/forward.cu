@@ -81,7 +81,7 @@ cudaError_t launch_voxel_sample_with_grad(const VoxelSampleCudaParams<S, T>& p, 
   return MIM4D_LAUNCH_POINTS(voxel_sample_with_grad_kernel, S, T, p, stream);
 }
 
-#define MIM4D_INSTANTIATE(S, T)                                                                        \
+#define MIM4D_INSTANTIATE(S, T)                                                                       \
   template cudaError_t launch_voxel_sample_forward(const VoxelSampleCudaParams<S, T>&, cudaStream_t); \
   template cudaError_t launch_voxel_sample_with_grad(const VoxelSampleCudaParams<S, T>&, cudaStream_t);
 MIM4D_INSTANTIATE(float, float)
@@ -92,10 +92,10 @@ MIM4D_INSTANTIATE(__nv_bfloat16, float)
 
 std::span<const KernelEntry> voxel_sample_forward_kernels() {
   static const KernelEntry kernels[] = {
-      MIM4D_ENTRIES(forward, float, float, 4),         MIM4D_ENTRIES(forward, double, double, 2),
-      MIM4D_ENTRIES(forward, __half, float, 4),        MIM4D_ENTRIES(forward, __nv_bfloat16, float, 4),
-      MIM4D_ENTRIES(with_grad, float, float, 4),       MIM4D_ENTRIES(with_grad, double, double, 2),
-      MIM4D_ENTRIES(with_grad, __half, float, 4),      MIM4D_ENTRIES(with_grad, __nv_bfloat16, float, 4)};
+      MIM4D_ENTRIES(forward, float, float, 4),    MIM4D_ENTRIES(forward, double, double, 2),
+      MIM4D_ENTRIES(forward, __half, float, 4),   MIM4D_ENTRIES(forward, __nv_bfloat16, float, 4),
+      MIM4D_ENTRIES(with_grad, float, float, 4),  MIM4D_ENTRIES(with_grad, double, double, 2),
+      MIM4D_ENTRIES(with_grad, __half, float, 4), MIM4D_ENTRIES(with_grad, __nv_bfloat16, float, 4)};
   return kernels;
 }
 

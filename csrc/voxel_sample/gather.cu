@@ -19,14 +19,14 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t item = i / p.N;
   const Stencil<T, K> s = locate<K>(p, item, i);
   // lists - voxels: how far below the volume a first tap may lie
-  const int64_t z = static_cast<int64_t>(s.z.first) + lists.Z - p.Z, y = static_cast<int64_t>(s.y.first) + lists.Y - p.Y,
+  const int64_t z = static_cast<int64_t>(s.z.first) + lists.Z - p.Z,
+                y = static_cast<int64_t>(s.y.first) + lists.Y - p.Y,
                 x = static_cast<int64_t>(s.x.first) + lists.X - p.X;
   key[i] = s.touches() ? ((item * lists.Z + z) * lists.Y + y) * lists.X + x : lists.count();
 }
 
 template <class T, int K>
-__global__ void __launch_bounds__(kThreads)
-    voxel_sample_list_kernel(VoxelSampleCudaParams<T> p, VoxelLists<T> lists) {
+__global__ void __launch_bounds__(kThreads) voxel_sample_list_kernel(VoxelSampleCudaParams<T> p, VoxelLists<T> lists) {
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (j >= lists.listed || lists.key[j] == lists.count()) return;
   const int64_t i = lists.order[j];
@@ -63,7 +63,7 @@ __host__ __device__ constexpr unsigned blocks_across(unsigned X) { return (X + k
 
 // `columns`: derivatives of the weights too, times grad_jacobian or q grad; else the weights times grad alone.
 template <class S, class T, int V, bool columns>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, columns ? 4 : 5)
     voxel_sample_gather_kernel(VoxelSampleCudaParams<S, T> p, VoxelLists<T> lists, S* gathered, int lane_bits) {
   // A block makes neighbours along x; the grid's x counts blocks of rows, then rows, for divisions of 32 bits.
   const unsigned across = blocks_across(static_cast<unsigned>(p.X));
@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t voxel = row_number * p.X + x;
   const int taps_z = static_cast<int>(lists.Z - p.Z) + 1, taps = static_cast<int>(lists.X - p.X) + 1;
   const int lane = static_cast<int>(threadIdx.x) % 32, lanes = 1 << lane_bits;
-  const int64_t channels = (p.C + lanes * V - 1) / (lanes * V) * (lanes * V);  // all lanes stay, for their sums
-  for (int64_t c = lane % lanes * V; c < channels; c += lanes * V) {
+  const int64_t chunk = lanes * V, channels = (p.C + chunk - 1) & ~(chunk - 1);  // all lanes stay, for their sums
+  for (int64_t c = (lane & (lanes - 1)) * V; c < channels; c += chunk) {
     T sum[V];
 #pragma unroll
     for (int i = 0; i < V; ++i) sum[i] = T(0);
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
         // The first tap lies taps - 1 voxels before this one or less: so many lists side by side.
         const int64_t list = ((item * lists.Z + z - iz + taps_z - 1) * lists.Y + y - iy + taps - 1) * lists.X + x;
         const int64_t end = lists.start[list + taps];
-        for (int64_t j = lists.start[list] + lane / lanes; j < end && c < p.C; j += 32 / lanes) {
+        for (int64_t j = lists.start[list] + (lane >> lane_bits); j < end && c < p.C; j += 32 >> lane_bits) {
           const ListedPoint<T>& point = lists.points[j];
           const int ix = static_cast<int>(x - point.first);
           const T wx = point.w[0][ix], wy = point.w[1][iy], wz = point.w[2][iz];
@@ -97,8 +97,7 @@ __global__ void __launch_bounds__(kThreads)
               load_triples<V>(p.grad_jacobian + 3 * row, j3);
               load_if<V>(p.grad != nullptr, p.grad + row, g);
 #pragma unroll
-              for (int i = 0; i < V; ++i)
-                sum[i] += wx * wy * wz * g[i] + dx * j3[i][0] + dy * j3[i][1] + dz * j3[i][2];
+              for (int i = 0; i < V; ++i) sum[i] += wx * wy * wz * g[i] + dx * j3[i][0] + dy * j3[i][1] + dz * j3[i][2];
             } else {
               const T* q = p.grad_grad_points + 3 * point.index;
               load_pack(p.grad + row, g);
@@ -144,8 +143,8 @@ cudaError_t launch_voxel_sample_keys(const VoxelSampleCudaParams<T>& p, const Vo
 template <class T>
 cudaError_t launch_voxel_sample_lists(const VoxelSampleCudaParams<T>& p, const VoxelLists<T>& lists,
                                       cudaStream_t stream) {
-  const cudaError_t status = launch(voxel_sample_starts_kernel<T>, dim3(blocks_for(lists.count() + 1)), dim3(kThreads),
-                                    0, stream, lists);
+  const cudaError_t status =
+      launch(voxel_sample_starts_kernel<T>, dim3(blocks_for(lists.count() + 1)), dim3(kThreads), 0, stream, lists);
   if (status != cudaSuccess) return status;
   return launch(p.cubic() ? voxel_sample_list_kernel<T, 4> : voxel_sample_list_kernel<T, 2>,
                 dim3(blocks_for(lists.listed)), dim3(kThreads), 0, stream, p, lists);
@@ -163,7 +162,7 @@ cudaError_t launch_voxel_sample_second_gather(const VoxelSampleCudaParams<T>& p,
   return launch_gather<true>(p, lists, gathered, stream);
 }
 
-#define MIM4D_INSTANTIATE(S, T)                                                                             \
+#define MIM4D_INSTANTIATE(S, T)                                                                                 \
   template cudaError_t launch_voxel_sample_gather(const VoxelSampleCudaParams<S, T>&, const VoxelLists<T>&, S*, \
                                                   cudaStream_t);
 MIM4D_INSTANTIATE(float, float)
@@ -171,11 +170,11 @@ MIM4D_INSTANTIATE(double, double)
 MIM4D_INSTANTIATE(__half, float)
 MIM4D_INSTANTIATE(__nv_bfloat16, float)
 #undef MIM4D_INSTANTIATE
-#define MIM4D_INSTANTIATE(T)                                                                                          \
-  template cudaError_t launch_voxel_sample_keys(const VoxelSampleCudaParams<T>&, const VoxelLists<T>&, int64_t*,      \
-                                                cudaStream_t);                                                       \
+#define MIM4D_INSTANTIATE(T)                                                                                           \
+  template cudaError_t launch_voxel_sample_keys(const VoxelSampleCudaParams<T>&, const VoxelLists<T>&, int64_t*,       \
+                                                cudaStream_t);                                                         \
   template cudaError_t launch_voxel_sample_lists(const VoxelSampleCudaParams<T>&, const VoxelLists<T>&, cudaStream_t); \
-  template cudaError_t launch_voxel_sample_second_gather(const VoxelSampleCudaParams<T>&, const VoxelLists<T>&, T*,   \
+  template cudaError_t launch_voxel_sample_second_gather(const VoxelSampleCudaParams<T>&, const VoxelLists<T>&, T*,    \
                                                          cudaStream_t);
 MIM4D_INSTANTIATE(float)
 MIM4D_INSTANTIATE(double)
@@ -183,11 +182,11 @@ MIM4D_INSTANTIATE(double)
 
 #define MIM4D_KERNEL(name, ...) \
   KernelEntry { name, reinterpret_cast<const void*>(&__VA_ARGS__), kThreads }
-#define MIM4D_LISTS(T)                                                                  \
-  MIM4D_KERNEL("voxel_sample_keys<" #T ", 2>", voxel_sample_keys_kernel<T, 2>),         \
-      MIM4D_KERNEL("voxel_sample_keys<" #T ", 4>", voxel_sample_keys_kernel<T, 4>),     \
-      MIM4D_KERNEL("voxel_sample_list<" #T ", 2>", voxel_sample_list_kernel<T, 2>),     \
-      MIM4D_KERNEL("voxel_sample_list<" #T ", 4>", voxel_sample_list_kernel<T, 4>),     \
+#define MIM4D_LISTS(T)                                                              \
+  MIM4D_KERNEL("voxel_sample_keys<" #T ", 2>", voxel_sample_keys_kernel<T, 2>),     \
+      MIM4D_KERNEL("voxel_sample_keys<" #T ", 4>", voxel_sample_keys_kernel<T, 4>), \
+      MIM4D_KERNEL("voxel_sample_list<" #T ", 2>", voxel_sample_list_kernel<T, 2>), \
+      MIM4D_KERNEL("voxel_sample_list<" #T ", 4>", voxel_sample_list_kernel<T, 4>), \
       MIM4D_KERNEL("voxel_sample_starts<" #T ">", voxel_sample_starts_kernel<T>)
 #define MIM4D_GATHER(S, T, V, columns) \
   MIM4D_KERNEL("voxel_sample_gather<" #S ", " #V ", " #columns ">", voxel_sample_gather_kernel<S, T, V, columns>)

@@ -238,19 +238,14 @@ std::tuple<Tensor, Tensor> voxel_sample_with_grad_backward_cuda(OptionalTensor g
   return {cast(grad_volume, volume.scalar_type()), grad_points};
 }
 
-std::tuple<Tensor, Tensor, Tensor> voxel_sample_double_backward_cuda(OptionalTensor grad_grad_volume,
-                                                                     OptionalTensor grad_grad_points,
-                                                                     const Tensor& grad, const Tensor& volume,
-                                                                     const Tensor& points, int64_t mode,
-                                                                     int64_t padding, bool align,
-                                                                     std::vector<bool> mask) {
+std::tuple<Tensor, Tensor, Tensor> voxel_sample_double_backward_cuda(
+    OptionalTensor grad_grad_volume, OptionalTensor grad_grad_points, const Tensor& grad, const Tensor& volume,
+    const Tensor& points, int64_t mode, int64_t padding, bool align, std::vector<bool> mask) {
   const VoxelSampleOptions options{mode, padding, align};
   check_voxel_sample(volume, points, options, Mode::tricubic);
   check_voxel_sample_grad(grad, volume, points);
-  if (grad_grad_volume)
-    check_cotangent("grad_grad_volume", *grad_grad_volume, volume.sizes(), "volume", volume);
-  if (grad_grad_points)
-    check_cotangent("grad_grad_points", *grad_grad_points, points.sizes(), "points", points);
+  if (grad_grad_volume) check_cotangent("grad_grad_volume", *grad_grad_volume, volume.sizes(), "volume", volume);
+  if (grad_grad_points) check_cotangent("grad_grad_points", *grad_grad_points, points.sizes(), "points", points);
   const DeviceGuard guard(volume.get_device_index());
   const ScalarType wide = points.scalar_type(), dtype = volume.scalar_type();
   const auto [grad_grad, grad_volume, grad_points] = double_backward(

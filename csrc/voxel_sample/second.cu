@@ -1,6 +1,6 @@
 // Derivatives beyond the first gradient on a GPU: what points and grad get back from the gradients of
-// voxel_sample_backward, and points from features and Jacobian. What the volume gets back is a scatter with linear axes;
-// with cubic ones it gathers, in gather.cu.
+// voxel_sample_backward, and points from features and Jacobian. What the volume gets back is a scatter with linear
+// axes; with cubic ones it gathers, in gather.cu.
 
 #include "voxel_sample/kernels.cuh"
 #include "voxel_sample/stencil.cuh"
@@ -29,7 +29,7 @@ __device__ __forceinline__ void load_direction(const VoxelSampleCudaParams<T>& p
 // grad reads `level`, the columns read the volume: of features and Jacobian both are the volume, of a double backward
 // `level` is the cotangent of the volume's gradient. A part whose cotangent is missing reads nothing.
 template <class S, class T, int K, int V>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || K * V > 8 ? 1 : 2)
     voxel_sample_second_points_kernel(VoxelSampleCudaParams<S, T> p, int lane_bits) {
   const bool doubled = p.grad_grad_volume || p.grad_grad_points;
   const T* level = doubled ? p.grad_grad_volume : p.grad ? p.volume : nullptr;
@@ -158,7 +158,13 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T>
 cudaError_t launch_voxel_sample_second_points(const VoxelSampleCudaParams<T>& p, cudaStream_t stream) {
-  return MIM4D_LAUNCH_POINTS(voxel_sample_second_points_kernel, T, T, p, stream);
+  if constexpr (sizeof(T) == 8) {  // the products of 16 taps in double leave no registers for a second channel
+    if (p.cubic()) return launch_points(voxel_sample_second_points_kernel<T, T, 4, 1>, p, 1, stream);
+    return packs_fit(p) ? launch_points(voxel_sample_second_points_kernel<T, T, 2, kPack<T>>, p, kPack<T>, stream)
+                        : launch_points(voxel_sample_second_points_kernel<T, T, 2, 1>, p, 1, stream);
+  } else {
+    return MIM4D_LAUNCH_POINTS(voxel_sample_second_points_kernel, T, T, p, stream);
+  }
 }
 
 template <class T>
@@ -172,7 +178,7 @@ cudaError_t launch_voxel_sample_second_volume(const VoxelSampleCudaParams<T>& p,
                       : launch_points(voxel_sample_second_volume_kernel<T, 1>, p, 1, stream);
 }
 
-#define MIM4D_INSTANTIATE(T)                                                                          \
+#define MIM4D_INSTANTIATE(T)                                                                             \
   template cudaError_t launch_voxel_sample_second_points(const VoxelSampleCudaParams<T>&, cudaStream_t); \
   template cudaError_t launch_voxel_sample_second_grad(const VoxelSampleCudaParams<T>&, cudaStream_t);   \
   template cudaError_t launch_voxel_sample_second_volume(const VoxelSampleCudaParams<T>&, cudaStream_t);
@@ -180,17 +186,22 @@ MIM4D_INSTANTIATE(float)
 MIM4D_INSTANTIATE(double)
 #undef MIM4D_INSTANTIATE
 
-#define MIM4D_VOLUME(T, V)                                                                                           \
-  KernelEntry {                                                                                                      \
-    "voxel_sample_second_volume<" #T ", " #V ">", reinterpret_cast<const void*>(&voxel_sample_second_volume_kernel<T, V>), \
-        kThreads                                                                                                     \
+#define MIM4D_VOLUME(T, V)                                                                \
+  KernelEntry {                                                                           \
+    "voxel_sample_second_volume<" #T ", " #V ">",                                         \
+        reinterpret_cast<const void*>(&voxel_sample_second_volume_kernel<T, V>), kThreads \
   }
 std::span<const KernelEntry> voxel_sample_second_kernels() {
-  static const KernelEntry kernels[] = {
-      MIM4D_ENTRIES(second_points, float, float, 4), MIM4D_ENTRIES(second_points, double, double, 2),
-      MIM4D_ENTRIES(second_grad, float, float, 4),   MIM4D_ENTRIES(second_grad, double, double, 2),
-      MIM4D_VOLUME(float, 4),                        MIM4D_VOLUME(float, 1),
-      MIM4D_VOLUME(double, 2),                       MIM4D_VOLUME(double, 1)};
+  static const KernelEntry kernels[] = {MIM4D_ENTRIES(second_points, float, float, 4),
+                                        MIM4D_ENTRY(second_points, double, double, 2, 2),
+                                        MIM4D_ENTRY(second_points, double, double, 2, 1),
+                                        MIM4D_ENTRY(second_points, double, double, 4, 1),
+                                        MIM4D_ENTRIES(second_grad, float, float, 4),
+                                        MIM4D_ENTRIES(second_grad, double, double, 2),
+                                        MIM4D_VOLUME(float, 4),
+                                        MIM4D_VOLUME(float, 1),
+                                        MIM4D_VOLUME(double, 2),
+                                        MIM4D_VOLUME(double, 1)};
   return kernels;
 }
 #undef MIM4D_VOLUME

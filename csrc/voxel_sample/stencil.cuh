@@ -208,17 +208,18 @@ cudaError_t launch_points(void (*kernel)(P, int), const P& p, int pack, cudaStre
 }
 
 // The instantiation of a kernel template <..., K, V> for a call.
-#define MIM4D_LAUNCH_POINTS(kernel, S, T, p, stream)                                                                  \
-  (packs_fit(p) ? launch_points((p).cubic() ? kernel<S, T, 4, kPack<S>> : kernel<S, T, 2, kPack<S>>, p, kPack<S>, stream) \
-                : launch_points((p).cubic() ? kernel<S, T, 4, 1> : kernel<S, T, 2, 1>, p, 1, stream))
+#define MIM4D_LAUNCH_POINTS(kernel, S, T, p, stream)                                                             \
+  (packs_fit(p)                                                                                                  \
+       ? launch_points((p).cubic() ? kernel<S, T, 4, kPack<S>> : kernel<S, T, 2, kPack<S>>, p, kPack<S>, stream) \
+       : launch_points((p).cubic() ? kernel<S, T, 4, 1> : kernel<S, T, 2, 1>, p, 1, stream))
 
 // Their entries: of one dtype, V the channels of its packs.
-#define MIM4D_ENTRY(name, S, T, K, V)                                                               \
-  KernelEntry {                                                                                     \
-    "voxel_sample_" #name "<" #S ", " #K ", " #V ">",                                               \
-        reinterpret_cast<const void*>(&voxel_sample_##name##_kernel<S, T, K, V>), kThreads          \
+#define MIM4D_ENTRY(name, S, T, K, V)                                                      \
+  KernelEntry {                                                                            \
+    "voxel_sample_" #name "<" #S ", " #K ", " #V ">",                                      \
+        reinterpret_cast<const void*>(&voxel_sample_##name##_kernel<S, T, K, V>), kThreads \
   }
-#define MIM4D_ENTRIES(name, S, T, V)                                                      \
+#define MIM4D_ENTRIES(name, S, T, V)                                                           \
   MIM4D_ENTRY(name, S, T, 2, V), MIM4D_ENTRY(name, S, T, 2, 1), MIM4D_ENTRY(name, S, T, 4, V), \
       MIM4D_ENTRY(name, S, T, 4, 1)
 
