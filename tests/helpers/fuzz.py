@@ -33,6 +33,8 @@ _CALM = ("normal", "zeros", "huge")  # where the row's own oracle, in stock torc
 # cases: edges 9e-4 of the ray, rgb 5e-5, gradients up to 4e-2 of their largest element): as for halves, a result may be
 # twice as far from the oracle as the reference in that dtype. A ray that leaves all bounds promises no gradients.
 ROUGH = ("sdf_march", "sdf_sample")
+# Whose gradient is 0 along an axis where a point is clamped, whatever the voxels are.
+MASKED = {("voxel_sample", "simt"), ("voxel_sample_with_grad", "simt")}
 _BOUNDLESS = {"huge", "tiny", "far", "inf", "nan"}
 _CENTRES = tuple(sorted({j / n for n in range(1, 10) for j in range(-n - 1, n + 2)}))
 
@@ -156,7 +158,7 @@ def check(
     exact, like, noise = expectations(
         info, given, dtype, layouts, values, functools.partial(results, info, needs=needs, seed=seed, found=found)
     )
-    odd = not {"inf", "nan"}.isdisjoint(values.values())
+    odd = not {"inf", "nan"}.isdisjoint(values.values()) and (op, run) not in MASKED
     unbounded = op in ROUGH and not _BOUNDLESS.isdisjoint(values.values())
     for i, (name, x) in enumerate(zip(names(info, found, needs), found, strict=True)):
         overflows = "huge" in values.values() or [*values.values()].count("far") > 1

@@ -28,14 +28,11 @@ WITH_GRAD_BACKWARD = torch.ops.mim4d.voxel_sample_with_grad_backward.default
 SIZE = (3, 4, 6)  # Z, Y, X
 
 each_run = pytest.mark.parametrize("run", RUNS)
-each_run_and_mode = pytest.mark.parametrize(  # the CUDA kernels read trilinear; the others read all modes
+each_run_and_mode = pytest.mark.parametrize(
     "run, mode",
-    [
-        pytest.param(*run.values, mode, id=f"{run.id}-{mode}", marks=run.marks)
-        for run in RUNS
-        for mode in (("trilinear",) if run.values[0][0] in ("cuda", "simt") else MODES)
-    ],
+    [pytest.param(*run.values, mode, id=f"{run.id}-{mode}", marks=run.marks) for run in RUNS for mode in MODES],
 )
+each_native = pytest.mark.parametrize("run", [run for run in RUNS if run.values[0][0] in ("cpu", "simt", "cuda")])
 each_mode = pytest.mark.parametrize("mode", MODES)
 each_padding = pytest.mark.parametrize("padding", PADDING)
 each_align = pytest.mark.parametrize("align", [False, True])
@@ -117,14 +114,13 @@ def test_a_linear_field_is_reproduced(run: tuple[str, str], align: bool, dtype: 
 # ---- derivatives beyond what the table asks for, and the error beside that of torch
 
 
+@each_native
 @each_mode
 @each_padding
 @each_align
-def test_each_derivative_op_for_each_cotangent(mode: str, padding: str, align: bool) -> None:
+def test_each_derivative_op_for_each_cotangent(run: tuple[str, str], mode: str, padding: str, align: bool) -> None:
     """The dispatcher's ops against the reference in float64, in both dtypes: with all cotangents and with one alone,
     with all results wanted and with one alone; a NaN point and points far outside among them."""
-    if "ops_cpu" not in _library.loaded:
-        pytest.skip("the native library is not built")
     g = generator(7)
     randn = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
     v, p = volume(2, 19, *SIZE), points((2, 21), SIZE, align, out=3)
@@ -142,13 +138,16 @@ def test_each_derivative_op_for_each_cotangent(mode: str, padding: str, align: b
             args = (*cotangents, grad, v, p)
             calls.append((DOUBLE, reference.voxel_sample_double_backward, args, [mask]))
     # float32: measured 2.3e-6 (second derivatives: differences of voxels times half the size of the grid, twice)
+    backend, device = run
     for dtype, bound in ((torch.float64, 1e-13), (torch.float32, 8e-6)):
         for op, specification, args, mask in calls:
-            rounded = [None if t is None else t.to(dtype) for t in args]
-            wide = [None if t is None else t.double() for t in rounded]
+            rounded = [None if t is None else t.to(device, dtype) for t in args]
+            wide = [None if t is None else t.cpu().double() for t in rounded]
             wants = specification(*wide, *options, *mask)
-            for got, want in zip(op(*rounded, *options, *mask), wants, strict=True):
-                found = errors(got, want)
+            with running("voxel_sample_with_grad", backend, device, dtype=dtype, mode=mode):
+                results = op(*rounded, *options, *mask)
+            for got, want in zip(results, wants, strict=True):
+                found = errors(got.cpu(), want)
                 assert found.element <= bound, (op, mask, dtype, found)
 
 
@@ -274,15 +273,58 @@ def test_same_bits_every_time(backend: str, threads: None) -> None:
             assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_kernels_that_add_by_atomics_stand_aside(backend: str) -> None:
-    can_run = backends._predicates["voxel_sample"][backend]
-    assert can_run(dtype=torch.float32, mode="trilinear") is None
+def test_only_kernels_that_add_by_atomics_stand_aside() -> None:
+    can_run = backends._predicates["voxel_sample"]
     torch.use_deterministic_algorithms(True)
     try:
-        assert "in no fixed order" in str(can_run(dtype=torch.float32, mode="trilinear"))
+        assert "in no fixed order" in str(can_run["triton"](dtype=torch.float32, mode="trilinear"))
+        assert can_run["cuda"](dtype=torch.float32, mode="trilinear") is None
     finally:
         torch.use_deterministic_algorithms(False)
+    assert can_run["triton"](dtype=torch.float32, mode="trilinear") is None
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["as it comes", "deterministic"])
+def test_the_order_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch, strict: bool) -> None:
+    """Of the CUDA kernels: in cubic modes always, in linear ones where torch.use_deterministic_algorithms asks."""
+    v, p = volume(1, 8, 3, 6, 6).float(), points((1, 300), (3, 6, 6), False).float()
+    grad, along = torch.randn(1, 300, 8, generator=generator(5)), torch.randn(1, 300, 3, generator=generator(6))
+    jacobian = torch.randn(1, 300, 8, 3, generator=generator(7))
+
+    def found(mode: str) -> list[Tensor]:
+        options = (v, p, MODES[mode], PADDING["border"], False)
+        with running("voxel_sample", "simt", "cpu", dtype=v.dtype, mode=mode):
+            return [
+                *BACKWARD(grad, *options, [True, True]),
+                *WITH_GRAD_BACKWARD(grad, jacobian, *options, [True, True]),
+                *DOUBLE(v, along, grad, *options, [True, True, True]),
+            ]
+
+    torch.use_deterministic_algorithms(strict)
+    try:
+        for mode in MODES:
+            orders = []
+            for order in ("fwd", "rev", "rand:3"):
+                monkeypatch.setenv("SIMT_ORDER", order)
+                orders.append(found(mode))
+            same = all(torch.equal(a, b) for other in orders[1:] for a, b in zip(orders[0], other, strict=True))
+            assert same == (strict or mode in ("bicubic", "tricubic")), mode  # atomics do show
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@each_mode
+def test_deterministic_algorithms_on_a_gpu(mode: str) -> None:
+    v, p = volume(1, 8, 3, 16, 16).float().cuda().requires_grad_(), points((1, 5000), (3, 16, 16), False).float().cuda()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with ops.use_backend("cuda"):
+            out = [ops.voxel_sample(v, p, mode=mode) for _ in range(2)]
+            first, second = (torch.autograd.grad(o.square().sum(), v)[0] for o in out)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(first, second)
 
 
 # ---- its kernels and its derivatives
