@@ -26,7 +26,9 @@ __device__ __forceinline__ void add_to_taps(const VoxelSampleCudaParams<S, T>& p
 }
 
 template <class S, class T, int K, int V>
-__global__ void __launch_bounds__(kThreads, sizeof(T) * K == 8 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) * K == 8    ? 3
+                                            : sizeof(T) * K == 32 ? 1
+                                                                  : 2)
     voxel_sample_backward_kernel(VoxelSampleCudaParams<S, T> p, int lane_bits) {
   const Place at = place(lane_bits);
   for (int64_t item = blockIdx.y; item < p.B; item += gridDim.y) {
@@ -44,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * K == 8 ? 3 : 2)
         const S* corner = p.volume + offset + c;
         const auto product = [&](int k) {
           T v[V], sum = T(0);
-          load_if<V>(rows >> k / K & s.in[0] >> k % K & 1u, corner + (k / K * p.X + k % K) * p.C, v);
+          load_if<V>(rows >> k / K & s.in(0) >> k % K & 1u, corner + (k / K * p.X + k % K) * p.C, v);
 #pragma unroll
           for (int i = 0; i < V; ++i) sum += g[i] * v[i];
           return sum;

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
 
 // Features and Jacobian from one gather.
 template <class S, class T, int K, int V>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) * K == 32 ? 1 : 2)
     voxel_sample_with_grad_kernel(VoxelSampleCudaParams<S, T> p, int lane_bits) {
   const Place at = place(lane_bits);
   if (at.point >= p.N) return;

@@ -43,38 +43,40 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || K * V > 8 ? 1 : 2)
       s = locate<K>(p, item, point);
       load_direction(p, point, q);
     }
-    for (int64_t c = at.lane * V; s.touches() && c < p.C; c += at.lanes * V) {
+    for (int64_t c = at.lane * V; s.touches() && c < p.C && (level || bent); c += at.lanes * V) {
       T g[V], columns[V][3];
       load_if<V>(p.grad != nullptr, p.grad + point * p.C + c, g);
       load_columns<V>(p, point * p.C + c, q, g, columns);
       for_slices(p, s, [&](const math::Taps<T, 1>& z, unsigned rows, int64_t offset) {
-        T flat[K * K], column[3][K * K];  // products of each tap of the slice
+        T v[K * K][V];  // of each tap of the slice
+        const auto load = [&](const T* from) {
 #pragma unroll
-        for (int k = 0; k < K * K; ++k) {
-          const bool in = rows >> k / K & s.in[0] >> k % K & 1u;
-          const int64_t tap = offset + (k / K * p.X + k % K) * p.C + c;
-          T v[V], h[V];
-          load_if<V>(in && bent, bent + tap, v);
-          if (level == bent) {
+          for (int k = 0; k < K * K; ++k)
+            load_if<V>(rows >> k / K & s.in(0) >> k % K & 1u, from + offset + (k / K * p.X + k % K) * p.C + c, v[k]);
+        };
+        load(bent ? bent : level);
+        if (bent) {
 #pragma unroll
-            for (int i = 0; i < V; ++i) h[i] = v[i];
-          } else {
-            load_if<V>(in && level, level + tap, h);
-          }
-          flat[k] = column[0][k] = column[1][k] = column[2][k] = T(0);
+          for (int d = 0; d < 3; ++d) {
+            const auto product = [&](int k) {
+              T sum = T(0);
 #pragma unroll
-          for (int i = 0; i < V; ++i) {
-            flat[k] += g[i] * h[i];
-#pragma unroll
-            for (int d = 0; d < 3; ++d) column[d][k] += columns[i][d] * v[i];
+              for (int i = 0; i < V; ++i) sum += columns[i][d] * v[k][i];
+              return sum;
+            };
+            const T unit[3] = {T(d == 0), T(d == 1), T(d == 2)};
+            math::add_curvature(s.x, s.y, z, product, unit, slope);
           }
         }
-        if (level) math::add_gradient(s.x, s.y, z, [&](int k) { return flat[k]; }, slope);
-        if (!bent) return;
+        if (level) {
+          if (bent && bent != level) load(level);
+          const auto product = [&](int k) {
+            T sum = T(0);
 #pragma unroll
-        for (int d = 0; d < 3; ++d) {
-          const T unit[3] = {T(d == 0), T(d == 1), T(d == 2)};
-          math::add_curvature(s.x, s.y, z, [&](int k) { return column[d][k]; }, unit, slope);
+            for (int i = 0; i < V; ++i) sum += g[i] * v[k][i];
+            return sum;
+          };
+          math::add_gradient(s.x, s.y, z, product, slope);
         }
       });
     }

@@ -20,11 +20,14 @@ constexpr int kThreads = 256;  // in a block
 template <class T, int K>
 struct Stencil {
   math::Taps<T, K> x, y, z;
-  unsigned in[3];  // per axis x, y, z; bit k: tap k lies in the volume
-  bool free[3];    // false: the position is clamped, and nothing depends on the coordinate
+  unsigned bits;   // what in() and free() tell, in one register
   int64_t offset;  // of the channels of the first tap, in the volume or not
 
-  __device__ bool touches() const { return in[0] && in[1] && in[2]; }
+  // Bit k: tap k of the axis d lies in the volume.
+  __device__ unsigned in(int d) const { return bits >> 4 * d & 15u; }
+  // False: the position is clamped along the axis d, and nothing depends on the coordinate.
+  __device__ bool free(int d) const { return bits >> (12 + d) & 1u; }
+  __device__ bool touches() const { return in(0) && in(1) && in(2); }
   __device__ T nothing() const { return x.nothing + y.nothing + z.nothing; }
 };
 
@@ -57,12 +60,13 @@ __device__ __forceinline__ Stencil<T, K> locate(const VoxelSampleCudaParams<S, T
   } else {
     s.z = math::axis_taps<K>(at[2], size[2], smooth, p.align, p.padding);
   }
-  s.in[0] = tap_bits(s.x), s.in[1] = tap_bits(s.y), s.in[2] = tap_bits(s.z);
+  s.bits = tap_bits(s.x) | tap_bits(s.y) << 4 | tap_bits(s.z) << 8;
 #pragma unroll
   for (int d = 0; d < 3; ++d) {
     const bool clamps = p.padding == Padding::border && (K == 2 || (d == 2 && p.mode == Mode::bicubic));
     // An axis of one voxel may have no slope though nothing is clamped.
-    s.free[d] = math::axis_position(at[d], size[d], p.align, clamps).slope != T(0) || (size[d] == T(1) && !clamps);
+    if (math::axis_position(at[d], size[d], p.align, clamps).slope != T(0) || (size[d] == T(1) && !clamps))
+      s.bits |= 1u << (12 + d);
   }
   const int64_t first[3] = {static_cast<int64_t>(s.x.first), static_cast<int64_t>(s.y.first),
                             static_cast<int64_t>(s.z.first)};
@@ -88,12 +92,12 @@ __device__ __forceinline__ void for_slices(const VoxelSampleCudaParams<S, T>& p,
 #pragma unroll
     for (int iz = 0; iz < K; ++iz)
       f(math::Taps<T, 1>{T(0), T(0), T(1), {s.z.w[iz]}, {s.z.d[iz]}, {s.z.dd[iz]}, T(0)},
-        s.in[2] >> iz & 1u ? s.in[1] : 0u, s.offset + iz * dz);
+        s.in(2) >> iz & 1u ? s.in(1) : 0u, s.offset + iz * dz);
   } else {
 #pragma unroll 1
     for (int iz = 0; iz < K; ++iz)
-      if (s.in[2] >> iz & 1u)
-        f(math::Taps<T, 1>{T(0), T(0), T(1), {pick(s.z.w, iz)}, {pick(s.z.d, iz)}, {pick(s.z.dd, iz)}, T(0)}, s.in[1],
+      if (s.in(2) >> iz & 1u)
+        f(math::Taps<T, 1>{T(0), T(0), T(1), {pick(s.z.w, iz)}, {pick(s.z.d, iz)}, {pick(s.z.dd, iz)}, T(0)}, s.in(1),
           s.offset + iz * dz);
   }
 }
@@ -103,7 +107,7 @@ template <int K, class S, class T, class F>
 __device__ __forceinline__ void for_rows(const VoxelSampleCudaParams<S, T>& p, const Stencil<T, K>& s, unsigned rows,
                                          int64_t offset, F&& f) {
 #pragma unroll
-  for (int iy = 0; iy < K; ++iy) f(iy, offset + iy * p.X * p.C, rows >> iy & 1u ? s.in[0] : 0u);
+  for (int iy = 0; iy < K; ++iy, offset += p.X * p.C) f(iy, offset, rows >> iy & 1u ? s.in(0) : 0u);
 }
 
 template <int V, class S, class T>
@@ -122,7 +126,7 @@ __device__ __forceinline__ void along_x(const Stencil<T, K>& s, const S* row, in
                                         T (&d)[V]) {
   T v[K][V];
 #pragma unroll
-  for (int ix = 0; ix < K; ++ix) load_if<V>(in >> ix & 1u, row + ix * C, v[ix]);
+  for (int ix = 0; ix < K; ++ix, row += C) load_if<V>(in >> ix & 1u, row, v[ix]);
 #pragma unroll
   for (int i = 0; i < V; ++i) {
     w[i] = s.x.w[0] * v[0][i], d[i] = s.x.d[0] * v[0][i];
@@ -171,7 +175,7 @@ __device__ __forceinline__ void store_slope(const VoxelSampleCudaParams<S, T>& p
   for (int d = 0; d < 3; ++d) {
     const T total = group_sum(slope[d], at.lanes);
     // Not 0 times what the voxels are, which may be infinite.
-    if (at.lane == 0 && at.point < p.N) p.grad_points[3 * point + d] = s.free[d] && s.touches() ? total : T(0);
+    if (at.lane == 0 && at.point < p.N) p.grad_points[3 * point + d] = s.free(d) && s.touches() ? total : T(0);
   }
 }
 
