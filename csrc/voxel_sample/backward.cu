@@ -1,7 +1,6 @@
 // First derivatives on a GPU: what a point gets back, and with linear axes the volume, by atomics (with cubic ones it
 // gathers, in gather.cu). Threads share points and channels as in forward.cu.
 
-#include "voxel_sample/kernels.cuh"
 #include "voxel_sample/stencil.cuh"
 
 namespace mim4d {

@@ -98,6 +98,10 @@ template <class T>
 cudaError_t launch_voxel_sample_second_gather(const VoxelSampleCudaParams<T>& p, const VoxelLists<T>& lists,
                                               T* gathered, cudaStream_t stream);
 
+// Of all files, and of each.
 std::span<const KernelEntry> voxel_sample_kernels();
+std::span<const KernelEntry> voxel_sample_forward_kernels();
+std::span<const KernelEntry> voxel_sample_backward_kernels();
+std::span<const KernelEntry> voxel_sample_second_kernels();
 
 }  // namespace mim4d

@@ -1,7 +1,6 @@
 // Reading a volume on a GPU, and its derivative by the point. A group of 1 to 32 threads takes one point; each thread
 // takes V neighbouring channels at a time, so that a group reads whole rows of channels by wide loads.
 
-#include "voxel_sample/kernels.cuh"
 #include "voxel_sample/stencil.cuh"
 
 namespace mim4d {

@@ -5,7 +5,6 @@
 
 #include <vector>
 
-#include "voxel_sample/kernels.cuh"
 #include "voxel_sample/stencil.cuh"
 
 namespace mim4d {

@@ -2,7 +2,6 @@
 // voxel_sample_backward, and points from features and Jacobian. What the volume gets back is a scatter with linear
 // axes; with cubic ones it gathers, in gather.cu.
 
-#include "voxel_sample/kernels.cuh"
 #include "voxel_sample/stencil.cuh"
 
 namespace mim4d {
