@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -146,8 +147,10 @@ def check(
     with entered(info, run, given):
         found, again = (results(info, given, needs, seed) for _ in range(2))
     assert all(map(same_bits, before, map(stored, tensors([*given.values()])))), "an input was changed"
+    # Blocks of the emulator that share out several OS threads add with atomics in no fixed order.
+    ordered = run != "simt" or os.environ.get("SIMT_THREADS", "1") == "1"
     for name, x, y in zip(names(info, found, needs), found, again, strict=True):
-        assert same_bits(x, y), f"{name}: a second call gives other bits"
+        assert same_bits(x, y) or not ordered, f"{name}: a second call gives other bits"
 
     fake = results(info, each(as_meta, given), needs, seed)
     outputs = len(found) - len(info.leaves(given, needs))
