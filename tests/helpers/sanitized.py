@@ -11,8 +11,8 @@ import re
 from helpers import simt
 
 TESTS = ("tests/ops/test_contract.py", "tests/ops/test_fuzz.py")
-# Checks that ask nothing new of a kernel's memory, and are slow under a sanitizer: what torch sees of an op, and the many
-# calls of finite differences.
+# Checks that ask nothing new of a kernel's memory and are slow under a sanitizer: what torch sees of an op, and the
+# many calls of finite differences.
 NOT_NATIVE = (
     "graph or opcheck or fakes or meta or wrong or leak or planted or differences or autocast or autograd or bits"
 )
