@@ -1,4 +1,4 @@
-"""The C++ kernels of the CPU under Address- and UndefinedBehaviorSanitizer, each level of instruction sets in turn."""
+"""The C++ kernels of the CPU under Address- and UndefinedBehaviorSanitizer, at the base level of instructions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from helpers import sanitized, simt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ["base", "avx2", "avx512"])
-def test_cpu_kernels(isa: str) -> None:
-    """A processor without the instructions runs its best level once more."""
+def test_cpu_kernels() -> None:
     simt.build("asan", "checked_cpu")
     selection = f"cpu and not ({sanitized.NOT_NATIVE})"
-    done = sanitized.pytest("asan", selection, "-p", "helpers.checked_cpu", *sanitized.TESTS, MIM4D_CPU_ISA=isa)
+    done = sanitized.pytest("asan", selection, "-p", "helpers.checked_cpu", *sanitized.TESTS)
     sanitized.assert_clean(*done, at_least=15)
 
 
