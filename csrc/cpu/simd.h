@@ -191,38 +191,6 @@ MIM4D_HD Vec<T> shuffle(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
 template <class T>
 using LaneNumbers = std::make_integer_sequence<int, Vec<T>::width>;
 
-template <class T, bool second, int... I>
-MIM4D_HD Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
-  constexpr int n = sizeof...(I), start = second ? n / 2 : 0;
-  return shuffle(a, b, std::integer_sequence<int, (start + I / 2 + I % 2 * n)...>{});
-}
-
-// a and b, lane by lane in turn: the first half of the result of 2n lanes, or the second
-template <bool second, class T>
-MIM4D_HD Vec<T> interleave(Vec<T> a, Vec<T> b) {
-  return interleave<T, second>(a, b, LaneNumbers<T>{});
-}
-
-template <class T, int... I>
-MIM4D_HD Vec<T> swap_halves(Vec<T> x, std::integer_sequence<int, I...>) {
-  return shuffle(x, x, std::integer_sequence<int, ((I + Vec<T>::width / 2) % Vec<T>::width)...>{});
-}
-
-// Lane i of the result: the sum of the lanes of x[i]. Where there are half as many x as lanes, they come twice.
-template <int G, class T>
-MIM4D_HD Vec<T> sums(Vec<T> (&x)[G]) {
-  static_assert(G == Vec<T>::width || 2 * G == Vec<T>::width);
-  MIM4D_UNROLL
-  for (int half = G / 2; half > 0; half /= 2) {
-    MIM4D_UNROLL
-    for (int i = 0; i < half; ++i) x[i] = interleave<false>(x[i], x[i + half]) + interleave<true>(x[i], x[i + half]);
-  }
-  if constexpr (G == Vec<T>::width)
-    return x[0];
-  else
-    return x[0] + swap_halves(x[0], LaneNumbers<T>{});
-}
-
 template <int part, class T, int... I>
 MIM4D_HD Vec<T> triple(Vec<T> x, Vec<T> y, Vec<T> z, std::integer_sequence<int, I...>) {
   constexpr int n = sizeof...(I), start = part * n;

@@ -87,26 +87,29 @@ MIM4D_HD void transpose_tile(Vec<T> (&row)[Vec<T>::width]) {
   for (int i = 0; i < n; ++i) row[i] = next[i];
 }
 
-// Lane i of the result is the sum of row i's lanes.
-template <class T>
-MIM4D_HD Vec<T> row_sums(Vec<T> (&row)[Vec<T>::width]) {
+// Lane i of the result is the sum of row i's lanes. Of half as many rows as lanes they come twice.
+template <int G, class T>
+MIM4D_HD Vec<T> row_sums(Vec<T> (&row)[G]) {
   using S = Shuffles<T>;
+  static_assert(G == S::n || 2 * G == S::n);
   constexpr auto lanes = std::make_integer_sequence<int, S::n>{};
-  int rows = S::n;
+  int rows = G;
   for_stages<T>(
       [&](auto run) {
-        rows /= 2;
+        const int next = rows > 1;  // the last of half as many rows: one row, with itself
+        rows = (rows + 1) / 2;
         MIM4D_UNROLL
         for (int i = 0; i < rows; ++i)
-          row[i] = S::template mix<run, false>(row[2 * i], row[2 * i + 1], lanes) +
-                   S::template mix<run, true>(row[2 * i], row[2 * i + 1], lanes);
+          row[i] = S::template mix<run, false>(row[2 * i], row[2 * i + next], lanes) +
+                   S::template mix<run, true>(row[2 * i], row[2 * i + next], lanes);
       },
       [&] {
-        rows /= 2;
+        const int next = rows > 1;
+        rows = (rows + 1) / 2;
         MIM4D_UNROLL
         for (int i = 0; i < rows; ++i)
-          row[i] = S::template pick<false>(row[2 * i], row[2 * i + 1], lanes) +
-                   S::template pick<true>(row[2 * i], row[2 * i + 1], lanes);
+          row[i] = S::template pick<false>(row[2 * i], row[2 * i + next], lanes) +
+                   S::template pick<true>(row[2 * i], row[2 * i + next], lanes);
       });
   return row[0];
 }

@@ -181,7 +181,7 @@ class TapProducts {
           sum[i] = sum[i] + grad.v[0] * lanes.load(row[k / K] + ix * p.C + c).v[0];
         }
       });
-      product[part][j] = sums(sum);
+      product[part][j] = row_sums(sum);
     }
   }
 };
