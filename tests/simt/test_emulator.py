@@ -4,8 +4,8 @@ same file."""
 from __future__ import annotations
 
 import ctypes
-import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +14,12 @@ import pytest
 import torch
 from helpers import simt
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
+
+from benchmarks.nvcc import find_nvcc
+
 ORDERS = ("fwd", "rev", "rand:1", "rand:2")
-NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+NVCC = find_nvcc()
 Call = Callable[..., int]
 
 
