@@ -15,6 +15,7 @@ struct LinearAxis {
   T low;    // a whole number in [-3, size + 2]
   T t;      // in [0, 1); NaN for a NaN coordinate, and then low is -3
   T slope;  // d position / d coordinate; 0 where the position was clamped
+  T free;   // 0 where the position was clamped: nothing depends on the coordinate; else 1
 };
 
 // The point for a normalised coordinate; -1 and 1 are the outer faces of the grid, or with `align` the outer cell
@@ -33,7 +34,8 @@ MIM4D_HD LinearAxis<T> axis_position(T coordinate, T size, bool align, bool clam
   const auto lost = coordinate != coordinate;
   const T clamped = clamp_(position, first, last);
   const T low = floor_(clamped);
-  return {select(lost, T(-3), low), select(lost, coordinate, clamped - low), select(free, scale, T(0))};
+  return {select(lost, T(-3), low), select(lost, coordinate, clamped - low), select(free, scale, T(0)),
+          select(free, T(1), T(0))};
 }
 
 // The axis of a trilinear interpolation: the cells low and low + 1 have the weights 1 - t and t.
@@ -50,6 +52,10 @@ struct Taps {
   T w[K];             // weights
   T d[K], dd[K];      // their first and second derivatives by the coordinate
   T nothing;          // the value where no tap lies in the grid: 0, or NaN for a NaN coordinate
+  T free;             // 0 where the position was clamped; else 1
+
+  // A derivative by the coordinate: 0 where nothing depends on it, though 0 times an infinite voxel is NaN.
+  MIM4D_HD T kept(T slope) const { return select(free != T(0), slope, T(0)); }
 };
 
 // Linear interpolation, or with `smooth` of t * t * (3 - 2 t) in the place of t.
@@ -127,6 +133,7 @@ MIM4D_HD Taps<T, K> axis_taps(T coordinate, T size, bool smooth, bool align, Pad
     merge_outside(taps.from, taps.to, taps.dd);
   }
   taps.nothing = select(lost, at.t, T(0));
+  taps.free = at.free;
   return taps;
 }
 

@@ -28,8 +28,6 @@ const SdfMarchCpu<T>& kernels() {
     return MIM4D_PICK_ISA(sdf_march_double);
 }
 
-Tensor cast(const Tensor& t, ScalarType dtype) { return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype); }
-
 // The inputs in the dtype of the rays, lying as the kernels read them. Owns what the params point to.
 template <class T>
 struct Prepared {

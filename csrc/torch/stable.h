@@ -29,6 +29,22 @@ T* mutable_data(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
+// Of a tensor that may be missing.
+template <class T>
+const T* data_or_null(const std::optional<Tensor>& t) {
+  return t ? data<T>(*t) : nullptr;
+}
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
+  return t ? std::optional<Tensor>(torch::stable::contiguous(*t)) : std::nullopt;
+}
+
+inline Tensor cast(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+inline std::optional<Tensor> cast(const std::optional<Tensor>& t, ScalarType dtype) {
+  return t ? std::optional<Tensor>(cast(*t, dtype)) : std::nullopt;
+}
+
 inline bool is_half(ScalarType dtype) { return dtype == ScalarType::Half || dtype == ScalarType::BFloat16; }
 
 // f.operator()<T>() for float or double. A template lambda instead of a macro: commas and breakpoints work inside.

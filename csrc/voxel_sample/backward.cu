@@ -8,8 +8,8 @@ namespace {
 
 // grad_volume += weights of the taps x g, for V channels
 template <int V, class S, class T>
-__device__ __forceinline__ void add_to_taps(const VoxelSampleCudaParams<S, T>& p, const Stencil<T, 2>& s,
-                                            int64_t channel, const T (&g)[V]) {
+__device__ __forceinline__ void add_to_taps(const VoxelSampleParams<S, T>& p, const Stencil<T, 2>& s, int64_t channel,
+                                            const T (&g)[V]) {
   for_slices(p, s, [&](const math::Taps<T, 1>& z, unsigned rows, int64_t offset) {
     for_rows(p, s, rows, offset, [&](int iy, int64_t row, unsigned in) {
 #pragma unroll
@@ -28,7 +28,7 @@ template <class S, class T, int K, int V>
 __global__ void __launch_bounds__(kThreads, sizeof(T) * K == 8    ? 3
                                             : sizeof(T) * K == 32 ? 1
                                                                   : 2)
-    voxel_sample_backward_kernel(VoxelSampleCudaParams<S, T> p, int lane_bits) {
+    voxel_sample_backward_kernel(VoxelSampleParams<S, T> p, int lane_bits) {
   const Place at = place(lane_bits);
   for (int64_t item = blockIdx.y; item < p.B; item += gridDim.y) {
     const int64_t point = item * p.N + at.point;
@@ -60,12 +60,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * K == 8    ? 3
 }  // namespace
 
 template <class S, class T>
-cudaError_t launch_voxel_sample_backward(const VoxelSampleCudaParams<S, T>& p, cudaStream_t stream) {
+cudaError_t launch_voxel_sample_backward(const VoxelSampleParams<S, T>& p, cudaStream_t stream) {
   return MIM4D_LAUNCH_POINTS(voxel_sample_backward_kernel, S, T, p, stream);
 }
 
 #define MIM4D_INSTANTIATE(S, T) \
-  template cudaError_t launch_voxel_sample_backward(const VoxelSampleCudaParams<S, T>&, cudaStream_t);
+  template cudaError_t launch_voxel_sample_backward(const VoxelSampleParams<S, T>&, cudaStream_t);
 MIM4D_INSTANTIATE(float, float)
 MIM4D_INSTANTIATE(double, double)
 MIM4D_INSTANTIATE(__half, float)

@@ -49,7 +49,7 @@ void backward_points(const Params<T>& p, int64_t begin, int64_t end) {
     TapProducts<T, K, KZ> products;
     products.set(p, s, p.volume, item, n, [&](int j, int64_t c, auto lanes) { return lanes.load(grad + j * p.C + c); });
     math::add_gradient(s.x, s.y, s.z, products, slope);
-    store_points(p.grad_points + 3 * i, n, slope);
+    store_slopes(p, i, n, s, slope);
   });
 }
 

@@ -7,16 +7,6 @@
 
 namespace mim4d {
 
-template <class T>
-struct VoxelSampleCpuParams : VoxelSampleParams<T> {
-  T* jacobian;                // [B, N, C, 3]
-  const T* grad_jacobian;     // [B, N, C, 3], or null
-  const T* grad_grad_volume;  // [B, Z, Y, X, C], or null: cotangent of grad_volume
-  const T* grad_grad_points;  // [B, N, 3], or null: cotangent of grad_points
-  T* grad_grad;               // [B, N, C], or null: not wanted
-  Mode mode;
-};
-
 // A point in the list of the row of voxels that holds its first tap.
 template <class T>
 struct ListedPoint {
@@ -30,26 +20,25 @@ template <class T>
 struct PointLists {
   const int64_t* start;  // [lists + 1]
   const ListedPoint<T>* points;
-  int taps_y, taps_z;  // of an axis
 
   MIM4D_HD int64_t number(const VoxelSampleParams<T>& p, int64_t b, int64_t z, int64_t y) const {
-    return (b * (p.Z + taps_z - 1) + z + taps_z - 1) * (p.Y + taps_y - 1) + y + taps_y - 1;
+    return (b * (p.Z + p.taps_z() - 1) + z + p.taps_z() - 1) * (p.Y + p.taps() - 1) + y + p.taps() - 1;
   }
-  int64_t count(const VoxelSampleParams<T>& p) const { return p.B * (p.Z + taps_z - 1) * (p.Y + taps_y - 1); }
+  int64_t count(const VoxelSampleParams<T>& p) const { return p.B * (p.Z + p.taps_z() - 1) * (p.Y + p.taps() - 1); }
 };
 
 // What one instruction set offers for one shape of stencil. Ranges [begin, end) are independent of each other and may
 // run in parallel; they are of points, or of rows numbered with z fastest: (b * Y + y) * Z + z.
 template <class T>
 struct VoxelSampleCpu {
-  using Params = VoxelSampleCpuParams<T>;
+  using Params = VoxelSampleParams<T>;
   void (*forward)(const Params& p, int64_t begin, int64_t end);          // -> out
   void (*backward_points)(const Params& p, int64_t begin, int64_t end);  // grad -> grad_points
 };
 
 template <class T>
 struct VoxelSampleDerivativesCpu {
-  using Params = VoxelSampleCpuParams<T>;
+  using Params = VoxelSampleParams<T>;
   void (*with_grad)(const Params& p, int64_t begin, int64_t end);         // -> out, jacobian
   void (*with_grad_points)(const Params& p, int64_t begin, int64_t end);  // grad, grad_jacobian -> grad_points
   // grad, grad_grad_volume, grad_grad_points -> grad_grad, grad_points
@@ -58,7 +47,7 @@ struct VoxelSampleDerivativesCpu {
 
 template <class T>
 struct VoxelSampleVolumeCpu {
-  using Params = VoxelSampleCpuParams<T>;
+  using Params = VoxelSampleParams<T>;
   using Lists = PointLists<T>;
   // count: adds to count[list] for each point that touches the volume; place: writes it to listed[cursor[list]++]
   void (*count)(const Params& p, const Lists& lists, int64_t begin, int64_t end, int64_t* count);

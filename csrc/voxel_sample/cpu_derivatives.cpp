@@ -78,7 +78,7 @@ void with_grad_points(const Params<T>& p, int64_t begin, int64_t end) {
       const Vec<T> unit[3] = {T(d == 0), T(d == 1), T(d == 2)};
       math::add_curvature(s.x, s.y, s.z, products, unit, slope);
     }
-    store_points(p.grad_points + 3 * i, n, slope);
+    store_slopes(p, i, n, s, slope);
   });
 }
 
@@ -148,7 +148,7 @@ void double_points(const Params<T>& p, int64_t begin, int64_t end) {
       products.set(p, s, p.grad_grad_volume, item, n, row);
       math::add_gradient(s.x, s.y, s.z, products, slope);
     }
-    store_points(p.grad_points + 3 * i, n, slope);
+    store_slopes(p, i, n, s, slope);
   });
 }
 

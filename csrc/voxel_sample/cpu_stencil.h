@@ -10,7 +10,7 @@ namespace mim4d::MIM4D_ISA {
 namespace {
 
 template <class T>
-using Params = VoxelSampleCpuParams<T>;
+using Params = VoxelSampleParams<T>;
 
 // One number for each point of a block, to be read point by point.
 template <class T>
@@ -29,14 +29,6 @@ MIM4D_HD void load_points(const T* p, int n, Vec<T> (&v)[3]) {
     load_triples(p, v[0], v[1], v[2]);
   else
     load_first_triples(p, v[0], v[1], v[2], n);
-}
-
-template <class T>
-MIM4D_HD void store_points(T* p, int n, const Vec<T> (&v)[3]) {
-  if (n == Vec<T>::width)
-    store_triples(p, v[0], v[1], v[2]);
-  else
-    store_first_triples(p, v[0], v[1], v[2], n);
 }
 
 // Up to `width` points with the taps of their three axes: K in x and y, KZ in z.
@@ -120,6 +112,16 @@ MIM4D_HD auto along_x(const L& lanes, const T* at, int64_t C, const Vec<T> (&w)[
     for (int k = from; k < to; ++k) sum = sum + w[k] * lanes.load(at + k * C);
     return sum;
   }
+}
+
+// grad_points of the points [i, i + n)
+template <class T, int K, int KZ>
+MIM4D_HD void store_slopes(const Params<T>& p, int64_t i, int n, const Stencil<T, K, KZ>& s, const Vec<T> (&slope)[3]) {
+  const Vec<T> x = s.x.kept(slope[0]), y = s.y.kept(slope[1]), z = s.z.kept(slope[2]);
+  if (n == Vec<T>::width)
+    store_triples(p.grad_points + 3 * i, x, y, z);
+  else
+    store_first_triples(p.grad_points + 3 * i, x, y, z, n);
 }
 
 // f(first point, batch item, how many) for blocks of up to `width` points of one batch item

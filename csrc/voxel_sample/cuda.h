@@ -8,46 +8,34 @@
 
 namespace mim4d {
 
-template <class S, class T = S>
-struct VoxelSampleCudaParams : VoxelSampleParams<S, T> {
-  S* jacobian;                // [B, N, C, 3]
-  const S* grad_jacobian;     // [B, N, C, 3], or null
-  const S* grad_grad_volume;  // [B, Z, Y, X, C], or null: cotangent of grad_volume
-  const T* grad_grad_points;  // [B, N, 3], or null: cotangent of grad_points
-  S* grad_grad;               // [B, N, C]
-  Mode mode;
-
-  MIM4D_HD bool cubic() const { return mode == Mode::bicubic || mode == Mode::tricubic; }
-};
-
 // S: float, double, __half or __nv_bfloat16.
 
 // volume -> out
 template <class S, class T>
-cudaError_t launch_voxel_sample_forward(const VoxelSampleCudaParams<S, T>& p, cudaStream_t stream);
+cudaError_t launch_voxel_sample_forward(const VoxelSampleParams<S, T>& p, cudaStream_t stream);
 
 // volume -> out, jacobian
 template <class S, class T>
-cudaError_t launch_voxel_sample_with_grad(const VoxelSampleCudaParams<S, T>& p, cudaStream_t stream);
+cudaError_t launch_voxel_sample_with_grad(const VoxelSampleParams<S, T>& p, cudaStream_t stream);
 
 // grad -> grad_points, and with linear axes -> grad_volume, which must hold zeros; each of them unless it is null
 template <class S, class T>
-cudaError_t launch_voxel_sample_backward(const VoxelSampleCudaParams<S, T>& p, cudaStream_t stream);
+cudaError_t launch_voxel_sample_backward(const VoxelSampleParams<S, T>& p, cudaStream_t stream);
 
 // The derivatives below are of float and double alone; halves are widened before.
 
 // grad, grad_jacobian -> grad_points, or, where one of their cotangents is there:
 // grad, grad_grad_volume, grad_grad_points -> grad_points
 template <class T>
-cudaError_t launch_voxel_sample_second_points(const VoxelSampleCudaParams<T>& p, cudaStream_t stream);
+cudaError_t launch_voxel_sample_second_points(const VoxelSampleParams<T>& p, cudaStream_t stream);
 
 // grad_grad_volume, grad_grad_points -> grad_grad
 template <class T>
-cudaError_t launch_voxel_sample_second_grad(const VoxelSampleCudaParams<T>& p, cudaStream_t stream);
+cudaError_t launch_voxel_sample_second_grad(const VoxelSampleParams<T>& p, cudaStream_t stream);
 
 // grad, grad_jacobian -> grad_volume, which must hold zeros; or grad, grad_grad_points. Linear axes alone.
 template <class T>
-cudaError_t launch_voxel_sample_second_volume(const VoxelSampleCudaParams<T>& p, cudaStream_t stream);
+cudaError_t launch_voxel_sample_second_volume(const VoxelSampleParams<T>& p, cudaStream_t stream);
 
 // ---- The gradient of the volume without atomics: points are sorted by the voxel of their first tap, and every voxel
 // ---- gathers from the points that touch it, in their order.
@@ -73,30 +61,29 @@ struct VoxelLists {
 };
 
 template <class S, class T>
-VoxelLists<T> voxel_lists(const VoxelSampleCudaParams<S, T>& p) {
-  const int taps = p.cubic() ? 4 : 2, taps_z = p.mode == Mode::tricubic ? 4 : 2;
-  return {nullptr, nullptr, nullptr, nullptr, p.count(), p.X + taps - 1, p.Y + taps - 1, p.Z + taps_z - 1, p.B};
+VoxelLists<T> voxel_lists(const VoxelSampleParams<S, T>& p) {
+  return {nullptr, nullptr, nullptr, nullptr, p.count(), p.X + p.taps() - 1, p.Y + p.taps() - 1, p.Z + p.taps_z() - 1,
+          p.B};
 }
 
 // points -> key, which are not sorted yet
 template <class T>
-cudaError_t launch_voxel_sample_keys(const VoxelSampleCudaParams<T>& p, const VoxelLists<T>& lists, int64_t* key,
+cudaError_t launch_voxel_sample_keys(const VoxelSampleParams<T>& p, const VoxelLists<T>& lists, int64_t* key,
                                      cudaStream_t stream);
 
 // key, order, points -> start, lists.points
 template <class T>
-cudaError_t launch_voxel_sample_lists(const VoxelSampleCudaParams<T>& p, const VoxelLists<T>& lists,
-                                      cudaStream_t stream);
+cudaError_t launch_voxel_sample_lists(const VoxelSampleParams<T>& p, const VoxelLists<T>& lists, cudaStream_t stream);
 
 // grad -> gathered, [B, Z, Y, X, C]
 template <class S, class T>
-cudaError_t launch_voxel_sample_gather(const VoxelSampleCudaParams<S, T>& p, const VoxelLists<T>& lists, S* gathered,
+cudaError_t launch_voxel_sample_gather(const VoxelSampleParams<S, T>& p, const VoxelLists<T>& lists, S* gathered,
                                        cudaStream_t stream);
 
 // grad, grad_jacobian -> gathered, or grad, grad_grad_points
 template <class T>
-cudaError_t launch_voxel_sample_second_gather(const VoxelSampleCudaParams<T>& p, const VoxelLists<T>& lists,
-                                              T* gathered, cudaStream_t stream);
+cudaError_t launch_voxel_sample_second_gather(const VoxelSampleParams<T>& p, const VoxelLists<T>& lists, T* gathered,
+                                              cudaStream_t stream);
 
 // Of all files, and of each.
 std::span<const KernelEntry> voxel_sample_kernels();

@@ -8,7 +8,7 @@ namespace {
 
 template <class S, class T, int K, int V>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
-    voxel_sample_forward_kernel(VoxelSampleCudaParams<S, T> p, int lane_bits) {
+    voxel_sample_forward_kernel(VoxelSampleParams<S, T> p, int lane_bits) {
   const Place at = place(lane_bits);
   if (at.point >= p.N) return;
   for (int64_t item = blockIdx.y; item < p.B; item += gridDim.y) {
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
 // Features and Jacobian from one gather.
 template <class S, class T, int K, int V>
 __global__ void __launch_bounds__(kThreads, sizeof(T) * K == 32 ? 1 : 2)
-    voxel_sample_with_grad_kernel(VoxelSampleCudaParams<S, T> p, int lane_bits) {
+    voxel_sample_with_grad_kernel(VoxelSampleParams<S, T> p, int lane_bits) {
   const Place at = place(lane_bits);
   if (at.point >= p.N) return;
   for (int64_t item = blockIdx.y; item < p.B; item += gridDim.y) {
@@ -71,18 +71,18 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * K == 32 ? 1 : 2)
 }  // namespace
 
 template <class S, class T>
-cudaError_t launch_voxel_sample_forward(const VoxelSampleCudaParams<S, T>& p, cudaStream_t stream) {
+cudaError_t launch_voxel_sample_forward(const VoxelSampleParams<S, T>& p, cudaStream_t stream) {
   return MIM4D_LAUNCH_POINTS(voxel_sample_forward_kernel, S, T, p, stream);
 }
 
 template <class S, class T>
-cudaError_t launch_voxel_sample_with_grad(const VoxelSampleCudaParams<S, T>& p, cudaStream_t stream) {
+cudaError_t launch_voxel_sample_with_grad(const VoxelSampleParams<S, T>& p, cudaStream_t stream) {
   return MIM4D_LAUNCH_POINTS(voxel_sample_with_grad_kernel, S, T, p, stream);
 }
 
-#define MIM4D_INSTANTIATE(S, T)                                                                       \
-  template cudaError_t launch_voxel_sample_forward(const VoxelSampleCudaParams<S, T>&, cudaStream_t); \
-  template cudaError_t launch_voxel_sample_with_grad(const VoxelSampleCudaParams<S, T>&, cudaStream_t);
+#define MIM4D_INSTANTIATE(S, T)                                                                   \
+  template cudaError_t launch_voxel_sample_forward(const VoxelSampleParams<S, T>&, cudaStream_t); \
+  template cudaError_t launch_voxel_sample_with_grad(const VoxelSampleParams<S, T>&, cudaStream_t);
 MIM4D_INSTANTIATE(float, float)
 MIM4D_INSTANTIATE(double, double)
 MIM4D_INSTANTIATE(__half, float)

@@ -12,7 +12,7 @@ namespace {
 
 template <class T, int K>
 __global__ void __launch_bounds__(kThreads)
-    voxel_sample_keys_kernel(VoxelSampleCudaParams<T> p, VoxelLists<T> lists, int64_t* key) {
+    voxel_sample_keys_kernel(VoxelSampleParams<T> p, VoxelLists<T> lists, int64_t* key) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= lists.listed) return;
   const int64_t item = i / p.N;
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, int K>
-__global__ void __launch_bounds__(kThreads) voxel_sample_list_kernel(VoxelSampleCudaParams<T> p, VoxelLists<T> lists) {
+__global__ void __launch_bounds__(kThreads) voxel_sample_list_kernel(VoxelSampleParams<T> p, VoxelLists<T> lists) {
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (j >= lists.listed || lists.key[j] == lists.count()) return;
   const int64_t i = lists.order[j];
@@ -63,7 +63,7 @@ __host__ __device__ constexpr unsigned blocks_across(unsigned X) { return (X + k
 // `columns`: derivatives of the weights too, times grad_jacobian or q grad; else the weights times grad alone.
 template <class S, class T, int V, bool columns>
 __global__ void __launch_bounds__(kThreads, columns ? 4 : 5)
-    voxel_sample_gather_kernel(VoxelSampleCudaParams<S, T> p, VoxelLists<T> lists, S* gathered, int lane_bits) {
+    voxel_sample_gather_kernel(VoxelSampleParams<S, T> p, VoxelLists<T> lists, S* gathered, int lane_bits) {
   // A block makes neighbours along x; the grid's x counts blocks of rows, then rows, for divisions of 32 bits.
   const unsigned across = blocks_across(static_cast<unsigned>(p.X));
   const int64_t x = blockIdx.x % across * kWarps + threadIdx.x / 32;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, columns ? 4 : 5)
 unsigned blocks_for(int64_t threads) { return static_cast<unsigned>((threads + kThreads - 1) / kThreads); }
 
 template <bool columns, class S, class T>
-cudaError_t launch_gather(const VoxelSampleCudaParams<S, T>& p, const VoxelLists<T>& lists, S* gathered,
+cudaError_t launch_gather(const VoxelSampleParams<S, T>& p, const VoxelLists<T>& lists, S* gathered,
                           cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(p.B * p.Z * p.Y * blocks_across(static_cast<unsigned>(p.X)));
   return packs_fit(p, gathered) ? launch(voxel_sample_gather_kernel<S, T, kPack<S>, columns>, dim3(blocks),
@@ -133,15 +133,14 @@ cudaError_t launch_gather(const VoxelSampleCudaParams<S, T>& p, const VoxelLists
 }  // namespace
 
 template <class T>
-cudaError_t launch_voxel_sample_keys(const VoxelSampleCudaParams<T>& p, const VoxelLists<T>& lists, int64_t* key,
+cudaError_t launch_voxel_sample_keys(const VoxelSampleParams<T>& p, const VoxelLists<T>& lists, int64_t* key,
                                      cudaStream_t stream) {
   return launch(p.cubic() ? voxel_sample_keys_kernel<T, 4> : voxel_sample_keys_kernel<T, 2>,
                 dim3(blocks_for(lists.listed)), dim3(kThreads), 0, stream, p, lists, key);
 }
 
 template <class T>
-cudaError_t launch_voxel_sample_lists(const VoxelSampleCudaParams<T>& p, const VoxelLists<T>& lists,
-                                      cudaStream_t stream) {
+cudaError_t launch_voxel_sample_lists(const VoxelSampleParams<T>& p, const VoxelLists<T>& lists, cudaStream_t stream) {
   const cudaError_t status =
       launch(voxel_sample_starts_kernel<T>, dim3(blocks_for(lists.count() + 1)), dim3(kThreads), 0, stream, lists);
   if (status != cudaSuccess) return status;
@@ -150,30 +149,30 @@ cudaError_t launch_voxel_sample_lists(const VoxelSampleCudaParams<T>& p, const V
 }
 
 template <class S, class T>
-cudaError_t launch_voxel_sample_gather(const VoxelSampleCudaParams<S, T>& p, const VoxelLists<T>& lists, S* gathered,
+cudaError_t launch_voxel_sample_gather(const VoxelSampleParams<S, T>& p, const VoxelLists<T>& lists, S* gathered,
                                        cudaStream_t stream) {
   return launch_gather<false>(p, lists, gathered, stream);
 }
 
 template <class T>
-cudaError_t launch_voxel_sample_second_gather(const VoxelSampleCudaParams<T>& p, const VoxelLists<T>& lists,
-                                              T* gathered, cudaStream_t stream) {
+cudaError_t launch_voxel_sample_second_gather(const VoxelSampleParams<T>& p, const VoxelLists<T>& lists, T* gathered,
+                                              cudaStream_t stream) {
   return launch_gather<true>(p, lists, gathered, stream);
 }
 
-#define MIM4D_INSTANTIATE(S, T)                                                                                 \
-  template cudaError_t launch_voxel_sample_gather(const VoxelSampleCudaParams<S, T>&, const VoxelLists<T>&, S*, \
+#define MIM4D_INSTANTIATE(S, T)                                                                             \
+  template cudaError_t launch_voxel_sample_gather(const VoxelSampleParams<S, T>&, const VoxelLists<T>&, S*, \
                                                   cudaStream_t);
 MIM4D_INSTANTIATE(float, float)
 MIM4D_INSTANTIATE(double, double)
 MIM4D_INSTANTIATE(__half, float)
 MIM4D_INSTANTIATE(__nv_bfloat16, float)
 #undef MIM4D_INSTANTIATE
-#define MIM4D_INSTANTIATE(T)                                                                                           \
-  template cudaError_t launch_voxel_sample_keys(const VoxelSampleCudaParams<T>&, const VoxelLists<T>&, int64_t*,       \
-                                                cudaStream_t);                                                         \
-  template cudaError_t launch_voxel_sample_lists(const VoxelSampleCudaParams<T>&, const VoxelLists<T>&, cudaStream_t); \
-  template cudaError_t launch_voxel_sample_second_gather(const VoxelSampleCudaParams<T>&, const VoxelLists<T>&, T*,    \
+#define MIM4D_INSTANTIATE(T)                                                                                       \
+  template cudaError_t launch_voxel_sample_keys(const VoxelSampleParams<T>&, const VoxelLists<T>&, int64_t*,       \
+                                                cudaStream_t);                                                     \
+  template cudaError_t launch_voxel_sample_lists(const VoxelSampleParams<T>&, const VoxelLists<T>&, cudaStream_t); \
+  template cudaError_t launch_voxel_sample_second_gather(const VoxelSampleParams<T>&, const VoxelLists<T>&, T*,    \
                                                          cudaStream_t);
 MIM4D_INSTANTIATE(float)
 MIM4D_INSTANTIATE(double)

@@ -3,6 +3,7 @@
 // params.
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "math/modes.h"
@@ -11,14 +12,9 @@
 
 namespace mim4d {
 
-struct VoxelSampleOptions {
-  int64_t mode;
-  int64_t padding;
-  bool align;
-};
-
-inline void check_voxel_sample(const Tensor& volume, const Tensor& points, const VoxelSampleOptions& options,
-                               Mode last_mode) {
+// The options as the kernels take them, of a call that is right.
+inline VoxelSampleOptions check_voxel_sample(const Tensor& volume, const Tensor& points, int64_t mode, int64_t padding,
+                                             bool align) {
   constexpr const char* op = "mim4d::voxel_sample";
   STD_TORCH_CHECK(volume.dim() == 5, op, ": volume has ", volume.dim(), " dimensions, wanted (B, C, Z, Y, X)");
   STD_TORCH_CHECK(points.dim() >= 2 && points.size(-1) == 3 && points.size(0) == volume.size(0), op,
@@ -27,14 +23,14 @@ inline void check_voxel_sample(const Tensor& volume, const Tensor& points, const
   const ScalarType wanted = volume.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(points.scalar_type() == wanted, op, ": points is ", torch::headeronly::toString(points.scalar_type()),
                   ", wanted ", torch::headeronly::toString(wanted));
-  STD_TORCH_CHECK(options.mode >= int64_t(Mode::trilinear) && options.mode <= int64_t(last_mode), op, ": mode ",
-                  options.mode, ", and this kernel reads modes up to ", int64_t(last_mode),
-                  "; mim4d.ops.voxel_sample chooses a backend that can");
-  STD_TORCH_CHECK(options.padding == int64_t(Padding::zeros) || options.padding == int64_t(Padding::border), op,
-                  ": padding_mode ", options.padding, ", wanted 0 (zeros) or 1 (border)");
+  STD_TORCH_CHECK(mode >= int64_t(Mode::trilinear) && mode <= int64_t(Mode::tricubic), op, ": mode ", mode,
+                  ", wanted 0 (trilinear) to 3 (tricubic)");
+  STD_TORCH_CHECK(padding == int64_t(Padding::zeros) || padding == int64_t(Padding::border), op, ": padding_mode ",
+                  padding, ", wanted 0 (zeros) or 1 (border)");
   for (int d = 2; d < 5; ++d)  // a position in cells must be exact in float32
     STD_TORCH_CHECK(volume.size(d) >= 1 && volume.size(d) < (1 << 24), op, ": volume has ", volume.size(d),
                     " voxels along dimension ", d, ", wanted 1 to 2^24 - 1");
+  return {static_cast<Mode>(mode), static_cast<Padding>(padding), align};
 }
 
 // (B, ..., 3) -> (B, ..., C)
@@ -60,12 +56,34 @@ inline void check_voxel_sample_grad(const Tensor& grad, const Tensor& volume, co
   check_cotangent("grad", grad, voxel_sample_shape(volume, points), "the result", volume);
 }
 
-template <class P>
-void set_sizes(P& p, const Tensor& volume, const Tensor& points, const VoxelSampleOptions& options) {
+// Those of voxel_sample_double_backward.
+inline void check_voxel_sample_grads(const std::optional<Tensor>& grad_grad_volume,
+                                     const std::optional<Tensor>& grad_grad_points, const Tensor& grad,
+                                     const Tensor& volume, const Tensor& points) {
+  check_voxel_sample_grad(grad, volume, points);
+  if (grad_grad_volume) check_cotangent("grad_grad_volume", *grad_grad_volume, volume.sizes(), "volume", volume);
+  if (grad_grad_points) check_cotangent("grad_grad_points", *grad_grad_points, points.sizes(), "points", points);
+}
+
+// Those of voxel_sample_with_grad_backward.
+inline void check_with_grad_grads(const std::optional<Tensor>& grad_features,
+                                  const std::optional<Tensor>& grad_jacobian, const Tensor& volume,
+                                  const Tensor& points) {
+  std::vector<int64_t> shape = voxel_sample_shape(volume, points);
+  if (grad_features) check_cotangent("grad_features", *grad_features, shape, "the features", volume);
+  shape.push_back(3);
+  if (grad_jacobian) check_cotangent("grad_jacobian", *grad_jacobian, shape, "the Jacobian", volume);
+}
+
+// The params of a call, without its pointers.
+template <class S, class T = S>
+VoxelSampleParams<S, T> voxel_sample_params(const Tensor& volume, const Tensor& points,
+                                            const VoxelSampleOptions& options) {
+  VoxelSampleParams<S, T> p{};
+  static_cast<VoxelSampleOptions&>(p) = options;
   p.B = volume.size(0), p.C = volume.size(1), p.Z = volume.size(2), p.Y = volume.size(3), p.X = volume.size(4);
   p.N = p.B == 0 ? 0 : points.numel() / 3 / p.B;
-  p.padding = static_cast<Padding>(options.padding);
-  p.align = options.align;
+  return p;
 }
 
 }  // namespace mim4d

@@ -15,32 +15,14 @@ namespace {
 
 constexpr int64_t kPointsPerTask = 512;
 
-// The kernels of one table for a dtype and a mode.
-#define MIM4D_KERNELS_OF(name, T, mode)                                     \
-  [](Mode m) -> const auto& {                                               \
-    const int shape = m == Mode::tricubic ? 2 : m == Mode::bicubic ? 1 : 0; \
-    if constexpr (sizeof(T) == 4)                                           \
-      return MIM4D_PICK_ISA(name##_float).shape[shape];                     \
-    else                                                                    \
-      return MIM4D_PICK_ISA(name##_double).shape[shape];                    \
-  }(mode)
-
-template <class T>
-VoxelSampleCpuParams<T> params(const Tensor& volume, const Tensor& points, const VoxelSampleOptions& options) {
-  VoxelSampleCpuParams<T> p{};
-  set_sizes(p, volume, points, options);
-  p.mode = static_cast<Mode>(options.mode);
-  return p;
-}
-
-template <class T>
-const T* data_or_null(const std::optional<Tensor>& t) {
-  return t ? data<T>(*t) : nullptr;
-}
-
-std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
-  return t ? std::optional<Tensor>(torch::stable::contiguous(*t)) : std::nullopt;
-}
+// The kernels of one table for a dtype and a shape of stencil.
+#define MIM4D_KERNELS_OF(name, T, p)                     \
+  [](int shape) -> const auto& {                         \
+    if constexpr (sizeof(T) == 4)                        \
+      return MIM4D_PICK_ISA(name##_float).shape[shape];  \
+    else                                                 \
+      return MIM4D_PICK_ISA(name##_double).shape[shape]; \
+  }((p).cubic() + ((p).mode == Mode::tricubic))
 
 // run(p, begin, end) over all points
 template <class P>
@@ -52,19 +34,18 @@ Tensor forward(const Tensor& volume, const Tensor& points, const VoxelSampleOpti
   return dispatch_floating("voxel_sample", volume.scalar_type(), [&]<class T>() {
     const Tensor voxels = channels_last(volume), coordinates = torch::stable::contiguous(points);
     const Tensor out = torch::stable::new_empty(volume, voxel_sample_shape(volume, points));
-    auto p = params<T>(volume, points, options);
+    auto p = voxel_sample_params<T>(volume, points, options);
     p.volume = data<T>(voxels), p.points = data<T>(coordinates), p.out = mutable_data<T>(out);
-    for_points(p, MIM4D_KERNELS_OF(voxel_sample, T, p.mode).forward);
+    for_points(p, MIM4D_KERNELS_OF(voxel_sample, T, p).forward);
     return out;
   });
 }
 
 // Points are sorted by the row of voxels of their first tap; then every row of the gradient gathers its own.
 template <class T, class Rows>
-void make_volume(const VoxelSampleCpuParams<T>& p, Rows VoxelSampleVolumeCpu<T>::* rows_of) {
-  const VoxelSampleVolumeCpu<T>& run = MIM4D_KERNELS_OF(voxel_sample_volume, T, p.mode);
-  PointLists<T> lists{nullptr, nullptr, p.mode == Mode::bicubic || p.mode == Mode::tricubic ? 4 : 2,
-                      p.mode == Mode::tricubic ? 4 : 2};
+void make_volume(const VoxelSampleParams<T>& p, Rows VoxelSampleVolumeCpu<T>::* rows_of) {
+  const VoxelSampleVolumeCpu<T>& run = MIM4D_KERNELS_OF(voxel_sample_volume, T, p);
+  PointLists<T> lists{};
   CountingSort sort(p.count(), lists.count(p),
                     [&](int64_t begin, int64_t end, int64_t* count) { run.count(p, lists, begin, end, count); });
   const auto listed = std::make_unique_for_overwrite<ListedPoint<T>[]>(sort.start().back());
@@ -78,9 +59,9 @@ void make_volume(const VoxelSampleCpuParams<T>& p, Rows VoxelSampleVolumeCpu<T>:
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t z = r % p.Z, y = r / p.Z % p.Y, item = r / p.Z / p.Y;
     int64_t points = 0;
-    for (int iz = 0; iz < lists.taps_z; ++iz) {
+    for (int iz = 0; iz < p.taps_z(); ++iz) {
       const int64_t last = lists.number(p, item, z - iz, y);  // the lists of y, y - 1, ... lie side by side
-      points += lists.start[last + 1] - lists.start[last + 1 - lists.taps_y];
+      points += lists.start[last + 1] - lists.start[last + 1 - p.taps()];
     }
     work[r + 1] = work[r] + points + p.X / 4 + 1;  // clearing four voxels costs about as much as adding one point
   }
@@ -96,12 +77,12 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& volume, co
     const Tensor coordinates = torch::stable::contiguous(points), cotangent = torch::stable::contiguous(grad);
     const Tensor grad_volume = mask[0] ? empty_channels_last(volume) : not_wanted(volume);
     const Tensor grad_points = mask[1] ? torch::stable::new_empty(points, points.sizes()) : not_wanted(points);
-    auto p = params<T>(volume, points, options);
+    auto p = voxel_sample_params<T>(volume, points, options);
     p.points = data<T>(coordinates), p.grad = data<T>(cotangent);
     if (mask[1]) {
       const Tensor voxels = channels_last(volume);
       p.volume = data<T>(voxels), p.grad_points = mutable_data<T>(grad_points);
-      for_points(p, MIM4D_KERNELS_OF(voxel_sample, T, p.mode).backward_points);
+      for_points(p, MIM4D_KERNELS_OF(voxel_sample, T, p).backward_points);
     }
     if (mask[0]) {
       p.grad_volume = mutable_data<T>(grad_volume);
@@ -119,10 +100,10 @@ std::tuple<Tensor, Tensor> with_grad(const Tensor& volume, const Tensor& points,
         const Tensor out = torch::stable::new_empty(volume, shape);
         shape.push_back(3);
         const Tensor jacobian = torch::stable::new_empty(volume, shape);
-        auto p = params<T>(volume, points, options);
+        auto p = voxel_sample_params<T>(volume, points, options);
         p.volume = data<T>(voxels), p.points = data<T>(coordinates);
         p.out = mutable_data<T>(out), p.jacobian = mutable_data<T>(jacobian);
-        for_points(p, MIM4D_KERNELS_OF(voxel_sample_derivatives, T, p.mode).with_grad);
+        for_points(p, MIM4D_KERNELS_OF(voxel_sample_derivatives, T, p).with_grad);
         return {out, jacobian};
       });
 }
@@ -137,12 +118,12 @@ std::tuple<Tensor, Tensor> with_grad_backward(const std::optional<Tensor>& grad,
         const auto features = contiguous(grad), columns = contiguous(grad_jacobian);
         const Tensor grad_volume = mask[0] ? empty_channels_last(volume) : not_wanted(volume);
         const Tensor grad_points = mask[1] ? torch::stable::new_empty(points, points.sizes()) : not_wanted(points);
-        auto p = params<T>(volume, points, options);
+        auto p = voxel_sample_params<T>(volume, points, options);
         p.points = data<T>(coordinates), p.grad = data_or_null<T>(features), p.grad_jacobian = data_or_null<T>(columns);
         if (mask[1]) {
           const Tensor voxels = channels_last(volume);
           p.volume = data<T>(voxels), p.grad_points = mutable_data<T>(grad_points);
-          for_points(p, MIM4D_KERNELS_OF(voxel_sample_derivatives, T, p.mode).with_grad_points);
+          for_points(p, MIM4D_KERNELS_OF(voxel_sample_derivatives, T, p).with_grad_points);
         }
         if (mask[0]) {
           p.grad_volume = mutable_data<T>(grad_volume);
@@ -163,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(const std::optional<Tensor>& 
         const Tensor grad_grad = mask[0] ? torch::stable::new_empty(grad, grad.sizes()) : not_wanted(grad);
         const Tensor grad_volume = mask[1] ? empty_channels_last(volume) : not_wanted(volume);
         const Tensor grad_points = mask[2] ? torch::stable::new_empty(points, points.sizes()) : not_wanted(points);
-        auto p = params<T>(volume, points, options);
+        auto p = voxel_sample_params<T>(volume, points, options);
         p.points = data<T>(coordinates), p.grad = data<T>(cotangent), p.grad_grad_points = data_or_null<T>(along);
         if (mask[0] || mask[2]) {
           const Tensor voxels = along ? channels_last(volume) : volume;  // read along a direction alone
@@ -171,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(const std::optional<Tensor>& 
           p.volume = data<T>(voxels), p.grad_grad_volume = data_or_null<T>(rows);
           p.grad_grad = mask[0] ? mutable_data<T>(grad_grad) : nullptr;
           p.grad_points = mask[2] ? mutable_data<T>(grad_points) : nullptr;
-          for_points(p, MIM4D_KERNELS_OF(voxel_sample_derivatives, T, p.mode).double_points);
+          for_points(p, MIM4D_KERNELS_OF(voxel_sample_derivatives, T, p).double_points);
         }
         if (mask[1] && along) {
           p.grad_volume = mutable_data<T>(grad_volume);
@@ -186,17 +167,12 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(const std::optional<Tensor>& 
 
 // ---- the ops: checks, and halves widened to float32
 
-Tensor cast(const Tensor& t, ScalarType dtype) { return torch::stable::to(t, dtype); }
-std::optional<Tensor> cast(const std::optional<Tensor>& t, ScalarType dtype) {
-  return t ? std::optional<Tensor>(cast(*t, dtype)) : std::nullopt;
-}
 ScalarType arithmetic(const Tensor& volume) {
   return is_half(volume.scalar_type()) ? ScalarType::Float : volume.scalar_type();
 }
 
 Tensor voxel_sample_cpu(const Tensor& volume, const Tensor& points, int64_t mode, int64_t padding, bool align) {
-  const VoxelSampleOptions options{mode, padding, align};
-  check_voxel_sample(volume, points, options, Mode::tricubic);
+  const auto options = check_voxel_sample(volume, points, mode, padding, align);
   const ScalarType wide = arithmetic(volume), dtype = volume.scalar_type();
   return cast(forward(cast(volume, wide), points, options), dtype);
 }
@@ -204,8 +180,7 @@ Tensor voxel_sample_cpu(const Tensor& volume, const Tensor& points, int64_t mode
 std::tuple<Tensor, Tensor> voxel_sample_backward_cpu(const Tensor& grad, const Tensor& volume, const Tensor& points,
                                                      int64_t mode, int64_t padding, bool align,
                                                      std::vector<bool> mask) {
-  const VoxelSampleOptions options{mode, padding, align};
-  check_voxel_sample(volume, points, options, Mode::tricubic);
+  const auto options = check_voxel_sample(volume, points, mode, padding, align);
   check_voxel_sample_grad(grad, volume, points);
   const ScalarType wide = arithmetic(volume), dtype = volume.scalar_type();
   const auto [grad_volume, grad_points] = backward(cast(grad, wide), cast(volume, wide), points, options, mask);
@@ -217,11 +192,8 @@ std::tuple<Tensor, Tensor, Tensor> voxel_sample_double_backward_cpu(std::optiona
                                                                     const Tensor& grad, const Tensor& volume,
                                                                     const Tensor& points, int64_t mode, int64_t padding,
                                                                     bool align, std::vector<bool> mask) {
-  const VoxelSampleOptions options{mode, padding, align};
-  check_voxel_sample(volume, points, options, Mode::tricubic);
-  check_voxel_sample_grad(grad, volume, points);
-  if (grad_grad_volume) check_cotangent("grad_grad_volume", *grad_grad_volume, volume.sizes(), "volume", volume);
-  if (grad_grad_points) check_cotangent("grad_grad_points", *grad_grad_points, points.sizes(), "points", points);
+  const auto options = check_voxel_sample(volume, points, mode, padding, align);
+  check_voxel_sample_grads(grad_grad_volume, grad_grad_points, grad, volume, points);
   const ScalarType wide = arithmetic(volume), dtype = volume.scalar_type();
   const auto [grad_grad, grad_volume, grad_points] = double_backward(
       cast(grad_grad_volume, wide), grad_grad_points, cast(grad, wide), cast(volume, wide), points, options, mask);
@@ -230,8 +202,7 @@ std::tuple<Tensor, Tensor, Tensor> voxel_sample_double_backward_cpu(std::optiona
 
 std::tuple<Tensor, Tensor> voxel_sample_with_grad_cpu(const Tensor& volume, const Tensor& points, int64_t mode,
                                                       int64_t padding, bool align) {
-  const VoxelSampleOptions options{mode, padding, align};
-  check_voxel_sample(volume, points, options, Mode::tricubic);
+  const auto options = check_voxel_sample(volume, points, mode, padding, align);
   const ScalarType wide = arithmetic(volume), dtype = volume.scalar_type();
   const auto [features, jacobian] = with_grad(cast(volume, wide), points, options);
   return {cast(features, dtype), cast(jacobian, dtype)};
@@ -241,12 +212,8 @@ std::tuple<Tensor, Tensor> voxel_sample_with_grad_backward_cpu(std::optional<Ten
                                                                std::optional<Tensor> grad_jacobian,
                                                                const Tensor& volume, const Tensor& points, int64_t mode,
                                                                int64_t padding, bool align, std::vector<bool> mask) {
-  const VoxelSampleOptions options{mode, padding, align};
-  check_voxel_sample(volume, points, options, Mode::tricubic);
-  std::vector<int64_t> shape = voxel_sample_shape(volume, points);
-  if (grad_features) check_cotangent("grad_features", *grad_features, shape, "the features", volume);
-  shape.push_back(3);
-  if (grad_jacobian) check_cotangent("grad_jacobian", *grad_jacobian, shape, "the Jacobian", volume);
+  const auto options = check_voxel_sample(volume, points, mode, padding, align);
+  check_with_grad_grads(grad_features, grad_jacobian, volume, points);
   const ScalarType wide = arithmetic(volume), dtype = volume.scalar_type();
   const auto [grad_volume, grad_points] = with_grad_backward(cast(grad_features, wide), cast(grad_jacobian, wide),
                                                              cast(volume, wide), points, options, mask);

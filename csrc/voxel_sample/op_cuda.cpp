@@ -16,28 +16,6 @@ Tensor channels_last(const Tensor& volume) {
   return is_channels_last(volume) ? volume : torch::stable::contiguous(volume, MemoryFormat::ChannelsLast3d);
 }
 
-OptionalTensor contiguous(const OptionalTensor& t) {
-  return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt;
-}
-
-Tensor cast(const Tensor& t, ScalarType dtype) { return torch::stable::to(t, dtype); }
-OptionalTensor cast(const OptionalTensor& t, ScalarType dtype) {
-  return t ? OptionalTensor(cast(*t, dtype)) : std::nullopt;
-}
-
-template <class T>
-const T* data_or_null(const OptionalTensor& t) {
-  return t ? data<T>(*t) : nullptr;
-}
-
-template <class S, class T>
-VoxelSampleCudaParams<S, T> params(const Tensor& volume, const Tensor& points, const VoxelSampleOptions& options) {
-  VoxelSampleCudaParams<S, T> p{};
-  set_sizes(p, volume, points, options);
-  p.mode = static_cast<Mode>(options.mode);
-  return p;
-}
-
 // The points sorted by the voxel of their first tap, and what owns the memory of that.
 template <class T>
 struct SortedPoints {
@@ -48,7 +26,7 @@ struct SortedPoints {
 template <class T>
 SortedPoints<T> sort_points(const Tensor& volume, const Tensor& points, const Tensor& coordinates,
                             const VoxelSampleOptions& options, cudaStream_t stream) {
-  auto p = params<T, T>(volume, points, options);
+  auto p = voxel_sample_params<T>(volume, points, options);
   p.points = data<T>(coordinates);
   VoxelLists<T> lists = voxel_lists(p);
   const Tensor keys = torch::stable::new_empty(points, {lists.listed}, ScalarType::Long);
@@ -63,21 +41,16 @@ SortedPoints<T> sort_points(const Tensor& volume, const Tensor& points, const Te
   return {lists, {key, order, start, listed}};
 }
 
-bool is_cubic(const VoxelSampleOptions& options) {
-  return options.mode == int64_t(Mode::bicubic) || options.mode == int64_t(Mode::tricubic);
-}
-
 // With linear axes atomics are faster than sorting.
-bool gathers(const VoxelSampleOptions& options) { return is_cubic(options) || deterministic(); }
+bool gathers(const VoxelSampleOptions& options) { return options.cubic() || deterministic(); }
 
 Tensor voxel_sample_cuda(const Tensor& volume, const Tensor& points, int64_t mode, int64_t padding, bool align) {
-  const VoxelSampleOptions options{mode, padding, align};
-  check_voxel_sample(volume, points, options, Mode::tricubic);
+  const auto options = check_voxel_sample(volume, points, mode, padding, align);
   const DeviceGuard guard(volume.get_device_index());
   const Tensor voxels = channels_last(volume), coordinates = torch::stable::contiguous(points);
   const Tensor out = torch::stable::new_empty(volume, voxel_sample_shape(volume, points));
   dispatch_storage("voxel_sample", volume.scalar_type(), [&]<class S, class T>() {
-    auto p = params<S, T>(volume, points, options);
+    auto p = voxel_sample_params<S, T>(volume, points, options);
     p.volume = data<S>(voxels), p.points = data<T>(coordinates), p.out = mutable_data<S>(out);
     check_launch("voxel_sample", launch_voxel_sample_forward(p, current_stream(volume)));
   });
@@ -86,8 +59,7 @@ Tensor voxel_sample_cuda(const Tensor& volume, const Tensor& points, int64_t mod
 
 std::tuple<Tensor, Tensor> voxel_sample_with_grad_cuda(const Tensor& volume, const Tensor& points, int64_t mode,
                                                        int64_t padding, bool align) {
-  const VoxelSampleOptions options{mode, padding, align};
-  check_voxel_sample(volume, points, options, Mode::tricubic);
+  const auto options = check_voxel_sample(volume, points, mode, padding, align);
   const DeviceGuard guard(volume.get_device_index());
   const Tensor voxels = channels_last(volume), coordinates = torch::stable::contiguous(points);
   std::vector<int64_t> shape = voxel_sample_shape(volume, points);
@@ -95,7 +67,7 @@ std::tuple<Tensor, Tensor> voxel_sample_with_grad_cuda(const Tensor& volume, con
   shape.push_back(3);
   const Tensor jacobian = torch::stable::new_empty(volume, shape);
   dispatch_storage("voxel_sample_with_grad", volume.scalar_type(), [&]<class S, class T>() {
-    auto p = params<S, T>(volume, points, options);
+    auto p = voxel_sample_params<S, T>(volume, points, options);
     p.volume = data<S>(voxels), p.points = data<T>(coordinates);
     p.out = mutable_data<S>(out), p.jacobian = mutable_data<S>(jacobian);
     check_launch("voxel_sample_with_grad", launch_voxel_sample_with_grad(p, current_stream(volume)));
@@ -107,8 +79,7 @@ std::tuple<Tensor, Tensor> voxel_sample_backward_cuda(const Tensor& grad, const 
                                                       int64_t mode, int64_t padding, bool align,
                                                       std::vector<bool> mask) {
   constexpr const char* op = "voxel_sample_backward";
-  const VoxelSampleOptions options{mode, padding, align};
-  check_voxel_sample(volume, points, options, Mode::tricubic);
+  const auto options = check_voxel_sample(volume, points, mode, padding, align);
   check_voxel_sample_grad(grad, volume, points);
   const DeviceGuard guard(volume.get_device_index());
   const cudaStream_t stream = current_stream(volume);
@@ -122,7 +93,7 @@ std::tuple<Tensor, Tensor> voxel_sample_backward_cuda(const Tensor& grad, const 
   const Tensor grad_points = mask[1] ? torch::stable::new_empty(points, points.sizes()) : not_wanted(points);
   if (add) torch::stable::zero_(grad_volume);
   dispatch_storage(op, volume.scalar_type(), [&]<class S, class T>() {
-    auto p = params<S, T>(volume, points, options);
+    auto p = voxel_sample_params<S, T>(volume, points, options);
     p.volume = data<S>(voxels), p.points = data<T>(coordinates), p.grad = data<S>(cotangent);
     if (gather) {
       const auto sorted = sort_points<T>(volume, points, coordinates, options, stream);
@@ -137,7 +108,7 @@ std::tuple<Tensor, Tensor> voxel_sample_backward_cuda(const Tensor& grad, const 
 
 // The gradient of the volume from p.grad and p.grad_jacobian, or p.grad_grad_points.
 template <class T>
-Tensor second_volume(VoxelSampleCudaParams<T> p, const Tensor& volume, const Tensor& points, const Tensor& coordinates,
+Tensor second_volume(VoxelSampleParams<T> p, const Tensor& volume, const Tensor& points, const Tensor& coordinates,
                      const VoxelSampleOptions& options, cudaStream_t stream) {
   Tensor grad_volume = empty_channels_last(volume);
   if (gathers(options)) {
@@ -161,7 +132,7 @@ std::tuple<Tensor, Tensor> with_grad_backward(const OptionalTensor& grad, const 
     const Tensor voxels = mask[1] ? channels_last(volume) : volume, coordinates = torch::stable::contiguous(points);
     const OptionalTensor features = contiguous(grad), columns = contiguous(grad_jacobian);
     const Tensor grad_points = mask[1] ? torch::stable::new_empty(points, points.sizes()) : not_wanted(points);
-    auto p = params<T, T>(volume, points, options);
+    auto p = voxel_sample_params<T>(volume, points, options);
     p.volume = data<T>(voxels), p.points = data<T>(coordinates);
     p.grad = data_or_null<T>(features), p.grad_jacobian = data_or_null<T>(columns);
     if (mask[1]) {
@@ -171,8 +142,8 @@ std::tuple<Tensor, Tensor> with_grad_backward(const OptionalTensor& grad, const 
     if (!mask[0]) return {not_wanted(volume), grad_points};
     if (columns) return {second_volume(p, volume, points, coordinates, options, stream), grad_points};
     if (features) {
-      const auto first = voxel_sample_backward_cuda(*features, volume, points, options.mode, options.padding,
-                                                    options.align, {true, false});
+      const auto first = voxel_sample_backward_cuda(*features, volume, points, int64_t(options.mode),
+                                                    int64_t(options.padding), options.align, {true, false});
       return {std::get<0>(first), grad_points};
     }
     Tensor zeros = empty_channels_last(volume);
@@ -196,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(const OptionalTensor& grad_gr
     const Tensor coordinates = torch::stable::contiguous(points), cotangent = torch::stable::contiguous(grad);
     const Tensor grad_grad = mask[0] ? torch::stable::new_empty(grad, grad.sizes()) : not_wanted(grad);
     const Tensor grad_points = mask[2] ? torch::stable::new_empty(points, points.sizes()) : not_wanted(points);
-    auto p = params<T, T>(volume, points, options);
+    auto p = voxel_sample_params<T>(volume, points, options);
     p.volume = data<T>(voxels), p.points = data<T>(coordinates), p.grad = data<T>(cotangent);
     p.grad_grad_volume = data_or_null<T>(rows), p.grad_grad_points = data_or_null<T>(along);
     if (mask[0]) {
@@ -225,12 +196,8 @@ std::tuple<Tensor, Tensor> voxel_sample_with_grad_backward_cuda(OptionalTensor g
                                                                 OptionalTensor grad_jacobian, const Tensor& volume,
                                                                 const Tensor& points, int64_t mode, int64_t padding,
                                                                 bool align, std::vector<bool> mask) {
-  const VoxelSampleOptions options{mode, padding, align};
-  check_voxel_sample(volume, points, options, Mode::tricubic);
-  std::vector<int64_t> shape = voxel_sample_shape(volume, points);
-  if (grad_features) check_cotangent("grad_features", *grad_features, shape, "the features", volume);
-  shape.push_back(3);
-  if (grad_jacobian) check_cotangent("grad_jacobian", *grad_jacobian, shape, "the Jacobian", volume);
+  const auto options = check_voxel_sample(volume, points, mode, padding, align);
+  check_with_grad_grads(grad_features, grad_jacobian, volume, points);
   const DeviceGuard guard(volume.get_device_index());
   const ScalarType wide = points.scalar_type();
   const auto [grad_volume, grad_points] = with_grad_backward(cast(grad_features, wide), cast(grad_jacobian, wide),
@@ -241,11 +208,8 @@ std::tuple<Tensor, Tensor> voxel_sample_with_grad_backward_cuda(OptionalTensor g
 std::tuple<Tensor, Tensor, Tensor> voxel_sample_double_backward_cuda(
     OptionalTensor grad_grad_volume, OptionalTensor grad_grad_points, const Tensor& grad, const Tensor& volume,
     const Tensor& points, int64_t mode, int64_t padding, bool align, std::vector<bool> mask) {
-  const VoxelSampleOptions options{mode, padding, align};
-  check_voxel_sample(volume, points, options, Mode::tricubic);
-  check_voxel_sample_grad(grad, volume, points);
-  if (grad_grad_volume) check_cotangent("grad_grad_volume", *grad_grad_volume, volume.sizes(), "volume", volume);
-  if (grad_grad_points) check_cotangent("grad_grad_points", *grad_grad_points, points.sizes(), "points", points);
+  const auto options = check_voxel_sample(volume, points, mode, padding, align);
+  check_voxel_sample_grads(grad_grad_volume, grad_grad_points, grad, volume, points);
   const DeviceGuard guard(volume.get_device_index());
   const ScalarType wide = points.scalar_type(), dtype = volume.scalar_type();
   const auto [grad_grad, grad_volume, grad_points] = double_backward(

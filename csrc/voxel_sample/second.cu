@@ -9,7 +9,7 @@ namespace {
 
 // The cotangent of the Jacobian: as it is given, or that which stands for the gradient of the points, q g.
 template <int V, class T>
-__device__ __forceinline__ void load_columns(const VoxelSampleCudaParams<T>& p, int64_t row, const T (&q)[3],
+__device__ __forceinline__ void load_columns(const VoxelSampleParams<T>& p, int64_t row, const T (&q)[3],
                                              const T (&g)[V], T (&columns)[V][3]) {
   if (p.grad_jacobian) {
     load_triples<V>(p.grad_jacobian + 3 * row, columns);
@@ -20,7 +20,7 @@ __device__ __forceinline__ void load_columns(const VoxelSampleCudaParams<T>& p, 
 }
 
 template <class T>
-__device__ __forceinline__ void load_direction(const VoxelSampleCudaParams<T>& p, int64_t point, T (&q)[3]) {
+__device__ __forceinline__ void load_direction(const VoxelSampleParams<T>& p, int64_t point, T (&q)[3]) {
 #pragma unroll
   for (int d = 0; d < 3; ++d) q[d] = p.grad_grad_points ? p.grad_grad_points[3 * point + d] : T(0);
 }
@@ -29,7 +29,7 @@ __device__ __forceinline__ void load_direction(const VoxelSampleCudaParams<T>& p
 // `level` is the cotangent of the volume's gradient. A part whose cotangent is missing reads nothing.
 template <class S, class T, int K, int V>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || K * V > 8 ? 1 : 2)
-    voxel_sample_second_points_kernel(VoxelSampleCudaParams<S, T> p, int lane_bits) {
+    voxel_sample_second_points_kernel(VoxelSampleParams<S, T> p, int lane_bits) {
   const bool doubled = p.grad_grad_volume || p.grad_grad_points;
   const T* level = doubled ? p.grad_grad_volume : p.grad ? p.volume : nullptr;
   const T* bent = p.grad_jacobian || p.grad_grad_points ? p.volume : nullptr;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || K * V > 8 ? 1 : 2)
 // The volume is read with the derivative of the weights along q, the cotangent of its gradient with the weights.
 template <class S, class T, int K, int V>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
-    voxel_sample_second_grad_kernel(VoxelSampleCudaParams<S, T> p, int lane_bits) {
+    voxel_sample_second_grad_kernel(VoxelSampleParams<S, T> p, int lane_bits) {
   const Place at = place(lane_bits);
   if (at.point >= p.N) return;
   for (int64_t item = blockIdx.y; item < p.B; item += gridDim.y) {
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
 // grad_volume += weights x grad (of features) + derivatives of the weights x columns, for linear axes
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 2)
-    voxel_sample_second_volume_kernel(VoxelSampleCudaParams<T> p, int lane_bits) {
+    voxel_sample_second_volume_kernel(VoxelSampleParams<T> p, int lane_bits) {
   const Place at = place(lane_bits);
   if (at.point >= p.N) return;
   for (int64_t item = blockIdx.y; item < p.B; item += gridDim.y) {
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }  // namespace
 
 template <class T>
-cudaError_t launch_voxel_sample_second_points(const VoxelSampleCudaParams<T>& p, cudaStream_t stream) {
+cudaError_t launch_voxel_sample_second_points(const VoxelSampleParams<T>& p, cudaStream_t stream) {
   if constexpr (sizeof(T) == 8) {  // the products of 16 taps in double leave no registers for a second channel
     if (p.cubic()) return launch_points(voxel_sample_second_points_kernel<T, T, 4, 1>, p, 1, stream);
     return packs_fit(p) ? launch_points(voxel_sample_second_points_kernel<T, T, 2, kPack<T>>, p, kPack<T>, stream)
@@ -169,20 +169,20 @@ cudaError_t launch_voxel_sample_second_points(const VoxelSampleCudaParams<T>& p,
 }
 
 template <class T>
-cudaError_t launch_voxel_sample_second_grad(const VoxelSampleCudaParams<T>& p, cudaStream_t stream) {
+cudaError_t launch_voxel_sample_second_grad(const VoxelSampleParams<T>& p, cudaStream_t stream) {
   return MIM4D_LAUNCH_POINTS(voxel_sample_second_grad_kernel, T, T, p, stream);
 }
 
 template <class T>
-cudaError_t launch_voxel_sample_second_volume(const VoxelSampleCudaParams<T>& p, cudaStream_t stream) {
+cudaError_t launch_voxel_sample_second_volume(const VoxelSampleParams<T>& p, cudaStream_t stream) {
   return packs_fit(p) ? launch_points(voxel_sample_second_volume_kernel<T, kPack<T>>, p, kPack<T>, stream)
                       : launch_points(voxel_sample_second_volume_kernel<T, 1>, p, 1, stream);
 }
 
-#define MIM4D_INSTANTIATE(T)                                                                             \
-  template cudaError_t launch_voxel_sample_second_points(const VoxelSampleCudaParams<T>&, cudaStream_t); \
-  template cudaError_t launch_voxel_sample_second_grad(const VoxelSampleCudaParams<T>&, cudaStream_t);   \
-  template cudaError_t launch_voxel_sample_second_volume(const VoxelSampleCudaParams<T>&, cudaStream_t);
+#define MIM4D_INSTANTIATE(T)                                                                         \
+  template cudaError_t launch_voxel_sample_second_points(const VoxelSampleParams<T>&, cudaStream_t); \
+  template cudaError_t launch_voxel_sample_second_grad(const VoxelSampleParams<T>&, cudaStream_t);   \
+  template cudaError_t launch_voxel_sample_second_volume(const VoxelSampleParams<T>&, cudaStream_t);
 MIM4D_INSTANTIATE(float)
 MIM4D_INSTANTIATE(double)
 #undef MIM4D_INSTANTIATE

@@ -44,11 +44,12 @@ __device__ __forceinline__ math::Taps<T, 4> padded(const math::Taps<T, 2>& taps)
           {taps.w[0], taps.w[1], T(0), T(0)},
           {taps.d[0], taps.d[1], T(0), T(0)},
           {taps.dd[0], taps.dd[1], T(0), T(0)},
-          taps.nothing};
+          taps.nothing,
+          taps.free};
 }
 
 template <int K, class S, class T>
-__device__ __forceinline__ Stencil<T, K> locate(const VoxelSampleCudaParams<S, T>& p, int64_t item, int64_t point) {
+__device__ __forceinline__ Stencil<T, K> locate(const VoxelSampleParams<S, T>& p, int64_t item, int64_t point) {
   const T* at = p.points + 3 * point;
   const T size[3] = {static_cast<T>(p.X), static_cast<T>(p.Y), static_cast<T>(p.Z)};
   const bool smooth = p.mode == Mode::smoothstep;
@@ -60,14 +61,8 @@ __device__ __forceinline__ Stencil<T, K> locate(const VoxelSampleCudaParams<S, T
   } else {
     s.z = math::axis_taps<K>(at[2], size[2], smooth, p.align, p.padding);
   }
-  s.bits = tap_bits(s.x) | tap_bits(s.y) << 4 | tap_bits(s.z) << 8;
-#pragma unroll
-  for (int d = 0; d < 3; ++d) {
-    const bool clamps = p.padding == Padding::border && (K == 2 || (d == 2 && p.mode == Mode::bicubic));
-    // An axis of one voxel may have no slope though nothing is clamped.
-    if (math::axis_position(at[d], size[d], p.align, clamps).slope != T(0) || (size[d] == T(1) && !clamps))
-      s.bits |= 1u << (12 + d);
-  }
+  s.bits = tap_bits(s.x) | tap_bits(s.y) << 4 | tap_bits(s.z) << 8 | unsigned(s.x.free != T(0)) << 12 |
+           unsigned(s.y.free != T(0)) << 13 | unsigned(s.z.free != T(0)) << 14;
   const int64_t first[3] = {static_cast<int64_t>(s.x.first), static_cast<int64_t>(s.y.first),
                             static_cast<int64_t>(s.z.first)};
   s.offset = (((item * p.Z + first[2]) * p.Y + first[1]) * p.X + first[0]) * p.C;
@@ -86,25 +81,25 @@ __device__ __forceinline__ T pick(const T (&w)[K], int i) {
 // f(z, rows, offset) for the slices of z: the slice as the one tap of an axis; bit k of `rows`: row k lies in the
 // volume; where the row 0 begins. Of K = 2 both slices, so that all loads may be under way at once.
 template <int K, class S, class T, class F>
-__device__ __forceinline__ void for_slices(const VoxelSampleCudaParams<S, T>& p, const Stencil<T, K>& s, F&& f) {
+__device__ __forceinline__ void for_slices(const VoxelSampleParams<S, T>& p, const Stencil<T, K>& s, F&& f) {
   const int64_t dz = p.Y * p.X * p.C;
   if constexpr (K == 2) {
 #pragma unroll
     for (int iz = 0; iz < K; ++iz)
-      f(math::Taps<T, 1>{T(0), T(0), T(1), {s.z.w[iz]}, {s.z.d[iz]}, {s.z.dd[iz]}, T(0)},
+      f(math::Taps<T, 1>{T(0), T(0), T(1), {s.z.w[iz]}, {s.z.d[iz]}, {s.z.dd[iz]}, T(0), T(1)},
         s.in(2) >> iz & 1u ? s.in(1) : 0u, s.offset + iz * dz);
   } else {
 #pragma unroll 1
     for (int iz = 0; iz < K; ++iz)
       if (s.in(2) >> iz & 1u)
-        f(math::Taps<T, 1>{T(0), T(0), T(1), {pick(s.z.w, iz)}, {pick(s.z.d, iz)}, {pick(s.z.dd, iz)}, T(0)}, s.in(1),
-          s.offset + iz * dz);
+        f(math::Taps<T, 1>{T(0), T(0), T(1), {pick(s.z.w, iz)}, {pick(s.z.d, iz)}, {pick(s.z.dd, iz)}, T(0), T(1)},
+          s.in(1), s.offset + iz * dz);
   }
 }
 
 // f(iy, where the row begins, which of its taps lie in the volume) for the rows of a slice
 template <int K, class S, class T, class F>
-__device__ __forceinline__ void for_rows(const VoxelSampleCudaParams<S, T>& p, const Stencil<T, K>& s, unsigned rows,
+__device__ __forceinline__ void for_rows(const VoxelSampleParams<S, T>& p, const Stencil<T, K>& s, unsigned rows,
                                          int64_t offset, F&& f) {
 #pragma unroll
   for (int iy = 0; iy < K; ++iy, offset += p.X * p.C) f(iy, offset, rows >> iy & 1u ? s.in(0) : 0u);
@@ -169,8 +164,8 @@ __device__ __forceinline__ Place place(int lane_bits) {
 
 // grad_points of one point, from what its threads have summed
 template <int K, class S, class T>
-__device__ __forceinline__ void store_slope(const VoxelSampleCudaParams<S, T>& p, const Place& at,
-                                            const Stencil<T, K>& s, int64_t point, const T (&slope)[3]) {
+__device__ __forceinline__ void store_slope(const VoxelSampleParams<S, T>& p, const Place& at, const Stencil<T, K>& s,
+                                            int64_t point, const T (&slope)[3]) {
 #pragma unroll
   for (int d = 0; d < 3; ++d) {
     const T total = group_sum(slope[d], at.lanes);
@@ -186,7 +181,7 @@ template <class S>
 constexpr int kPack = 16 / sizeof(S) < 4 ? 16 / sizeof(S) : 4;
 
 template <class S, class T>
-bool packs_fit(const VoxelSampleCudaParams<S, T>& p, const void* more = nullptr) {
+bool packs_fit(const VoxelSampleParams<S, T>& p, const void* more = nullptr) {
   constexpr uintptr_t align = sizeof(T) * kPack<S>;
   const std::array<const void*, 9> tensors = {
       p.volume, p.out, p.grad, p.grad_volume, p.jacobian, p.grad_jacobian, p.grad_grad_volume, p.grad_grad, more};

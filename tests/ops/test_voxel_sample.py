@@ -227,6 +227,27 @@ def test_outside(run: tuple[str, str], mode: str, padding: str) -> None:
 
 
 @each_run
+@pytest.mark.parametrize("mode, axis", [("trilinear", 0), ("trilinear", 1), ("smoothstep", 2), ("bicubic", 2)])
+def test_infinite_voxels_pull_at_no_clamped_axis(run: tuple[str, str], mode: str, axis: int) -> None:
+    """Of a linear axis that ``border`` clamps: 0, in all derivatives, and not 0 times what the voxels are."""
+    v, p = torch.full((1, 3, *SIZE), torch.inf), torch.full((1, 5, 3), 0.1)
+    p[..., axis] = torch.tensor([1.5, -1.5, 1.0, -torch.inf, 0.1])  # the last one is not clamped
+    cotangent = torch.ones(1, 5, 3)
+    _, _, gp = gradients(run, v, p, cotangent, mode=mode, padding_mode="border")
+    backend, device = run
+    options = (v.to(device), p.to(device), MODES[mode], PADDING["border"], False)
+    with running("voxel_sample_with_grad", backend, device, dtype=v.dtype, mode=mode):
+        columns = cotangent.unsqueeze(-1).expand(1, 5, 3, 3).to(device)
+        _, bent = WITH_GRAD_BACKWARD(cotangent.to(device), columns, *options, [False, True])
+        _, _, double = DOUBLE(
+            options[0], torch.ones_like(options[1]), cotangent.to(device), *options, [False, False, True]
+        )
+    for found in (gp, bent, double):
+        assert not found[0, :4, axis].any()
+        assert not found[0, 4].isfinite().any()
+
+
+@each_run
 @each_padding
 def test_an_axis_of_one_voxel_takes_infinities(run: tuple[str, str], padding: str) -> None:
     """With align_corners every x, y, z is that voxel: d position / d coordinate is 0, and 0 * inf is NaN."""
@@ -349,7 +370,7 @@ def test_the_native_op_checks_for_itself() -> None:
         ((v[0], p, 0, 0, False), "volume has 4 dimensions"),
         ((v, p[:1], 0, 0, False), "points has the wrong shape"),
         ((v, p.double(), 0, 0, False), "points is Double, wanted Float"),
-        ((v, p, 4, 0, False), "mode 4, and this kernel reads modes up to 3"),
+        ((v, p, 4, 0, False), r"mode 4, wanted 0 \(trilinear\) to 3 \(tricubic\)"),
         ((v, p, 0, 7, False), "padding_mode 7"),
     ]:
         with pytest.raises(RuntimeError, match=words):
