@@ -43,16 +43,19 @@ def define(
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
+    internal: bool = False,
 ) -> None:
     """Define one op: the only place where mim4d speaks to ``torch.library``.
 
     ``schema`` without the namespace, as ``"double(Tensor x) -> Tensor"``. ``reference`` runs on every device without a
     native kernel. ``fake`` gives shapes, strides and dtypes of the results without computing. ``backward(ctx, *grads)``
     and ``setup_context(ctx, inputs, output)`` are the autograd formula; an op without one, as most backward ops are,
-    refuses to be differentiated in words (torch would only warn, and drop the gradient).
+    refuses to be differentiated in words (torch would only warn, and drop the gradient). ``internal``: a step of other
+    ops, which has no public function and may lack a native kernel.
     """
     _define(lib, schema, as_kernel(reference), fake, backward, setup_context)
-    schemas[schema.partition("(")[0]] = schema
+    if not internal:
+        schemas[schema.partition("(")[0]] = schema
 
 
 def define_triton(

@@ -5,11 +5,11 @@
 namespace mim4d::MIM4D_ISA {
 namespace {
 
-// Tiles go along the rows of `from`, and ask for what is three tiles ahead. The rows of a volume often lie a multiple
-// of a large power of two apart: all of them at once would not fit the ways of a cache, and the processor follows few
-// streams.
+// Tiles go along the rows of `from`, and ask for what is eight tiles ahead, and four for the place to write to. The
+// rows of a volume often lie a multiple of a large power of two apart: all of them at once would not fit the ways of a
+// cache, and the processor follows few streams.
 template <class T>
-void transpose(const T* from, T* to, int64_t R, int64_t C, int64_t begin, int64_t end) {
+void transpose(const T* from, int64_t stride, T* to, int64_t C, int64_t begin, int64_t end) {
   constexpr int n = Vec<T>::width;
   const int64_t tiled = begin + (end - begin) / n * n;
   for_row<T>(C, [&](int64_t c, auto lanes) {
@@ -18,9 +18,10 @@ void transpose(const T* from, T* to, int64_t R, int64_t C, int64_t begin, int64_
       Vec<T> tile[n];
       MIM4D_UNROLL
       for (int i = 0; i < n; ++i) {
-        const T* at = from + (c + (i < rows ? i : 0)) * R + r;
+        const T* at = from + (c + (i < rows ? i : 0)) * stride + r;
         tile[i] = Vec<T>::load(at);
-        __builtin_prefetch(at + 3 * n);
+        __builtin_prefetch(at + 8 * n);
+        __builtin_prefetch(to + (r + 4 * n + i) * C + c, 1);
       }
       transpose_tile(tile);
       MIM4D_UNROLL
@@ -28,7 +29,7 @@ void transpose(const T* from, T* to, int64_t R, int64_t C, int64_t begin, int64_
     }
   });
   for (int64_t r = tiled; r < end; ++r)
-    for (int64_t c = 0; c < C; ++c) to[r * C + c] = from[c * R + r];
+    for (int64_t c = 0; c < C; ++c) to[r * C + c] = from[c * stride + r];
 }
 
 }  // namespace

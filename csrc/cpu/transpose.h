@@ -7,9 +7,9 @@
 
 namespace mim4d {
 
-// to[r][c] = from[c][r] for the rows [begin, end) of `to`, which has R rows of C values
+// to[r][c] = from[c * stride + r] for the rows [begin, end) of `to`, which have C values each
 template <class T>
-using Transpose = void (*)(const T* from, T* to, int64_t R, int64_t C, int64_t begin, int64_t end);
+using Transpose = void (*)(const T* from, int64_t stride, T* to, int64_t C, int64_t begin, int64_t end);
 
 }  // namespace mim4d
 

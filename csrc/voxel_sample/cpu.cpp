@@ -13,6 +13,7 @@ void forward(const Params<T>& p, int64_t begin, int64_t end) {
   for_blocks(p, begin, end, [&](int64_t i, int64_t item, int n) {
     S s;
     s.locate(p, i, n);
+    s.prefetch(p, p.volume, item, n);
     Lanes<T> wx[K], wr[S::rows];
     for (int k = 0; k < K; ++k) wx[k] = s.x.w[k];
     for (int r = 0; r < S::rows; ++r) wr[r] = s.z.w[r / K] * s.y.w[r % K];

@@ -58,6 +58,22 @@ struct Stencil {
     store_int(inside, count(x) * count(y) * count(z));
   }
 
+  // Asks for the voxels of all points at once, so that their ways from a far cache overlap. Cubic stencils are too many
+  // voxels for that.
+  MIM4D_HD void prefetch(const Params<T>& p, const T* volume, int64_t item, int n) const {
+    if constexpr (K == 2) {
+      constexpr int64_t line = 64 / sizeof(T);
+      for (int j = 0; j < n; ++j) {
+        if (!whole(j)) continue;
+        const T* row[rows];
+        find_rows<true>(p, volume, item, j, row);
+        MIM4D_UNROLL
+        for (int r = 0; r < rows; ++r)
+          for (int64_t c = 0; c < 2 * p.C; c += line) __builtin_prefetch(row[r] + c);
+      }
+    }
+  }
+
   template <int N>
   MIM4D_HD static V count(const math::Taps<V, N>& axis) {
     return clamp_(axis.to - axis.from, V(T(0)), V(T(N)));

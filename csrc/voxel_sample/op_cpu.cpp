@@ -220,10 +220,15 @@ std::tuple<Tensor, Tensor> voxel_sample_with_grad_backward_cpu(std::optional<Ten
   return {cast(grad_volume, dtype), grad_points};
 }
 
+Tensor channels_last_cpu(const Tensor& volume) {
+  return cast(channels_last_copy(cast(volume, arithmetic(volume))), volume.scalar_type());
+}
+
 }  // namespace
 }  // namespace mim4d
 
 STABLE_TORCH_LIBRARY_IMPL(mim4d, CPU, m) {
+  m.impl("channels_last", TORCH_BOX(&mim4d::channels_last_cpu));
   m.impl("voxel_sample", TORCH_BOX(&mim4d::voxel_sample_cpu));
   m.impl("voxel_sample_backward", TORCH_BOX(&mim4d::voxel_sample_backward_cpu));
   m.impl("voxel_sample_double_backward", TORCH_BOX(&mim4d::voxel_sample_double_backward_cpu));

@@ -11,7 +11,8 @@ from .. import backends
 from .._library import define, define_triton
 from ..reference import voxel_sample as reference
 from . import _check
-from ._formula import like, like_volume, wanted
+from ._formula import asked, like, like_volume, wanted
+from ._layout import shared
 from ._modes import mode_id, padding_id
 
 
@@ -26,8 +27,8 @@ def voxel_sample(
     """Read a voxel volume at points.
 
     Args:
-        volume: (B, C, Z, Y, X), float16, bfloat16, float32 or float64. ``channels_last_3d`` is read as it lies; another
-            layout is copied once per call.
+        volume: (B, C, Z, Y, X), float16, bfloat16, float32 or float64. ``channels_last_3d`` is read as it lies;
+            another layout is copied once per call, for all derivatives too.
         points: (B, ..., 3), (x, y, z) in [-1, 1] over the volume as in ``torch.nn.functional.grid_sample``; float64 for
             a float64 volume, else float32 (under autocast, half points are widened).
         mode: ``trilinear``; ``smoothstep`` (trilinear with the fraction t replaced by t*t*(3-2t)); ``bicubic`` (cubic
@@ -46,9 +47,11 @@ def voxel_sample(
     backend = backends.choose("voxel_sample", device=volume.device, dtype=volume.dtype, mode=mode)
     if backend == "reference":
         return reference.voxel_sample(*args)
+    volume, points, *options = args
+    volume = shared(volume, points)
     if backend == "triton":
-        return torch.ops.mim4d_triton.voxel_sample.default(*args)
-    return torch.ops.mim4d.voxel_sample.default(*args)
+        return torch.ops.mim4d_triton.voxel_sample.default(volume, points, *options)
+    return torch.ops.mim4d.voxel_sample.default(volume, points, *options)
 
 
 def voxel_sample_with_grad(
@@ -69,7 +72,8 @@ def voxel_sample_with_grad(
     args = _checked("voxel_sample_with_grad", volume, points, mode, padding_mode, align_corners)
     if backends.choose("voxel_sample_with_grad", device=volume.device, dtype=volume.dtype, mode=mode) == "reference":
         return reference.voxel_sample_with_grad(*args)
-    return torch.ops.mim4d.voxel_sample_with_grad.default(*args)
+    volume, points, *options = args
+    return torch.ops.mim4d.voxel_sample_with_grad.default(shared(volume, points), points, *options)
 
 
 def _checked(
@@ -139,7 +143,7 @@ def _backward_triton(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
 
 
 def _first_order(op: Any, ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-    mask = list(ctx.needs_input_grad[:2])
+    mask = asked(ctx, 2)
     if grad is None:
         return None, None, None, None, None
     found = op(grad, *ctx.saved_tensors, *ctx.options, mask)
@@ -153,13 +157,13 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _double_backward(ctx: Any, ggv: Tensor | None, ggp: Tensor | None) -> tuple[Any, ...]:
-    mask = list(ctx.needs_input_grad[:3])
+    mask = asked(ctx, 3)
     found = torch.ops.mim4d.voxel_sample_double_backward.default(ggv, ggp, *ctx.saved_tensors, *ctx.options, mask)
     return *wanted(found, mask), None, None, None, None
 
 
 def _backward_with_grad(ctx: Any, features: Tensor | None, jacobian: Tensor | None) -> tuple[Any, ...]:
-    mask = list(ctx.needs_input_grad[:2])
+    mask = asked(ctx, 2)
     found = torch.ops.mim4d.voxel_sample_with_grad_backward.default(
         features, jacobian, *ctx.saved_tensors, *ctx.options, mask
     )
