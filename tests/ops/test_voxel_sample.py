@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from helpers import contract
 from helpers.cases import RUNS, generator, points, running, volume
 from helpers.infos.voxel_sample import INFO
+from helpers.infos.voxel_sample import WITH_GRAD as WITH_GRAD_INFO
+from helpers.op_info import OpInfo
 from helpers.tolerances import assert_close, errors
 from torch import Tensor
 
@@ -359,6 +361,15 @@ def test_the_gradient_of_a_volume_lies_channels_last() -> None:
                     torch.ones(2, 4, 3, dtype=v.dtype), v, points((2, 4), SIZE, False), 0, 0, False, [True, False]
                 )
             assert gv.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("info", [INFO, WITH_GRAD_INFO], ids=lambda info: info.op)
+def test_many_wrong_and_odd_calls_are_in_the_table(info: OpInfo) -> None:
+    """Dtypes, devices, ranks, sizes, names, NaN and far points, empty dimensions: test_contract.py makes them all."""
+    wrong, odd, edges = ([call.name for call in calls] for calls in (info.wrong(), info.odd(), info.degenerate()))
+    assert len({*wrong, *odd, *edges}) == len(wrong) + len(odd) + len(edges)
+    assert len(wrong) >= 30
+    assert len(wrong) + len(odd) + len(edges) >= 50
 
 
 def test_the_native_op_checks_for_itself() -> None:
