@@ -6,7 +6,7 @@ It shares no code with :mod:`mim4d.reference` and does not call ``grid_sample``,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,9 +24,16 @@ def keys(distance: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def read(table: Tensor, place: Tensor, *, cubic: bool = False) -> Tensor:
+def smooth(distance: Tensor) -> Tensor:
+    """The hat with s*s*(3-2s) in the place of its height s."""
+    s = hat(distance)
+    return s * s * (3 - 2 * s)
+
+
+def read(table: Tensor, place: Tensor, *kernels: Callable[[Tensor], Tensor]) -> Tensor:
     """table (N, *sizes, C), place (N, P, d) in normalised coordinates, the last axis of the grid first
-    (``align_corners=False``) -> (N, P, C); a tap outside counts 0.
+    (``align_corners=False``) -> (N, P, C); a tap outside counts 0. ``kernels``: of each axis of ``place``, :func:`hat`
+    where none are given.
 
     Differentiable twice: the floor of a position is a constant, the distance to a tap is not.
     """
@@ -36,8 +43,9 @@ def read(table: Tensor, place: Tensor, *, cubic: bool = False) -> Tensor:
     for axis, size in enumerate(reversed(sizes)):
         position = ((place[..., axis] + 1) * size - 1) / 2  # (N, P)
         start = position.detach().floor().long()
-        steps = range(-1, 3) if cubic else range(2)
-        axes.append([(start + k, (keys if cubic else hat)(position - (start + k)), size) for k in steps])
+        kernel = kernels[axis] if kernels else hat
+        steps = range(-1, 3) if kernel is keys else range(2)
+        axes.append([(start + k, kernel(position - (start + k)), size) for k in steps])
     axes.reverse()  # in the order of the table
     item = torch.arange(N, device=table.device).unsqueeze(1)  # (N, 1)
     out: Tensor | None = None

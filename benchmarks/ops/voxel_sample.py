@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,15 @@ PRESETS = {
         "512 rays of six cameras, 96 samples each, in the 128x128 volume",
         {"volume": (32, 5, 128, 128), "rays": (512, 96)},
     ),
+    "uniform_49152": Preset("as many points anywhere", {"volume": (32, 5, 128, 128), "uniform": 49152}),
+    **{
+        f"{mode}_{name}": Preset(f"{what}, mode {mode}", {"volume": (32, 5, 128, 128), "mode": mode, **points})
+        for mode in ("smoothstep", "bicubic", "tricubic")
+        for name, what, points in (
+            ("rays_512x96", "512 rays of 96 samples in the 128x128 volume", {"rays": (512, 96)}),
+            ("uniform_49152", "as many points anywhere", {"uniform": 49152}),
+        )
+    },
     "mim4d_warp_128": Preset(
         "every voxel of the 128x128 volume seen from another frame",
         {"volume": (32, 5, 128, 128), "warp": True},
@@ -51,6 +61,14 @@ PRESETS = {
 }
 
 
+KERNELS = {  # of the axes x, y, z
+    "trilinear": (oracle.hat,) * 3,
+    "smoothstep": (oracle.smooth,) * 3,
+    "bicubic": (oracle.keys, oracle.keys, oracle.hat),
+    "tricubic": (oracle.keys,) * 3,
+}
+
+
 def inputs(sizes: Mapping[str, Any], g: torch.Generator) -> Inputs:
     shape = sizes["volume"]
     if "rays" in sizes:
@@ -70,7 +88,7 @@ def inputs(sizes: Mapping[str, Any], g: torch.Generator) -> Inputs:
 
 
 def exact(volume: Tensor, points: Tensor, mode: str = "trilinear") -> list[Tensor]:
-    return [oracle.read(volume.permute(0, 2, 3, 4, 1), points, cubic=mode == "tricubic")]
+    return [oracle.read(volume.permute(0, 2, 3, 4, 1), points, *KERNELS[mode])]
 
 
 def exact_with_grad(volume: Tensor, points: Tensor, mode: str = "trilinear") -> list[Tensor]:
@@ -83,9 +101,23 @@ def exact_with_grad(volume: Tensor, points: Tensor, mode: str = "trilinear") -> 
 
 
 def grid_sample(volume: Tensor, points: Tensor, mode: str = "trilinear") -> Tensor:
-    """Stock torch: a half volume is widened, as autocast would."""
+    """Stock torch: a half volume is widened, as autocast would. Of the modes that it does not have, smoothstep is the
+    trilinear one at points that are moved, and bicubic reads every slice of z."""
+    wide = volume.to(points.dtype)
+    if mode == "bicubic":
+        read = functools.partial(F.grid_sample, grid=points[:, :, None, :2], mode="bicubic", align_corners=False)
+        z = ((points[..., 2] + 1) * volume.shape[2] - 1) / 2  # (B, N), in voxels
+        shares = [(1 - (z - i).abs()).clamp(min=0)[:, None, :] for i in range(volume.shape[2])]
+        out = sum(share * read(plane)[..., 0] for share, plane in zip(shares, wide.unbind(2), strict=True))
+        return out.transpose(1, 2).to(volume.dtype)
+    if mode == "smoothstep":
+        size = torch.tensor(volume.shape[:1:-1], device=points.device)  # X, Y, Z
+        position = ((points + 1) * size - 1) / 2
+        low = position.detach().floor()
+        t = position - low
+        points = (2 * (low + t * t * (3 - 2 * t)) + 1) / size - 1
     how = "bicubic" if mode == "tricubic" else "bilinear"
-    out = F.grid_sample(volume.to(points.dtype), points[:, :, None, None], mode=how, align_corners=False)
+    out = F.grid_sample(wide, points[:, :, None, None], mode=how, align_corners=False)
     return out[..., 0, 0].transpose(1, 2).to(volume.dtype)
 
 
@@ -126,7 +158,7 @@ def rivals_with_grad(device: str) -> list[Rival]:
 
 
 def flops(args: Arguments) -> int:
-    taps = 64 if args.get("mode") == "tricubic" else 8
+    taps = {"bicubic": 32, "tricubic": 64}.get(args.get("mode", "trilinear"), 8)
     return 2 * taps * args["points"].shape[1] * args["volume"].shape[1]
 
 
