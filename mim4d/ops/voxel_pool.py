@@ -40,7 +40,10 @@ def build_pool_index(cells: Tensor, grid_shape: Sequence[int]) -> PoolIndex:
         TypeError, ValueError: a wrong dtype or shape; on the CPU (or under ``MIM4D_CHECK=1``) a cell that is neither -1
             nor in the grid. On a GPU such a cell is dropped.
     """
-    return _index("build_pool_index", cells, grid_shape)
+    op = "build_pool_index"
+    shape = _grid_shape(op, grid_shape)
+    _check_cells(op, cells, shape)
+    return _sorted(cells, shape, backends.choose(op, device=cells.device))
 
 
 def voxel_pool(depth_probs: Tensor, features: Tensor, cells: Tensor | PoolIndex, grid_shape: Sequence[int]) -> Tensor:
@@ -69,23 +72,45 @@ def voxel_pool(depth_probs: Tensor, features: Tensor, cells: Tensor | PoolIndex,
     for name, t in (("depth_probs", depth_probs), ("features", features)):
         _check.floating(op, name, t)
         _check.device(op, name, t, depth_probs.device, "depth_probs")
-    index = cells if isinstance(cells, PoolIndex) else _index(op, cells, grid_shape)
     shape = _grid_shape(op, grid_shape)
-    if index.grid_shape != shape:
-        raise ValueError(f"mim4d.ops.{op}: the PoolIndex is for grid_shape {index.grid_shape}, wanted {shape}")
-    _check.tensor(op, "cells", index.cells, *depth_probs.shape)
-    _check.device(op, "cells", index.cells, depth_probs.device, "depth_probs")
+    if isinstance(cells, PoolIndex):
+        _check_index(op, cells, shape)
+    else:
+        _check_cells(op, cells, shape)
+    given = cells.cells if isinstance(cells, PoolIndex) else cells
+    _check.tensor(op, "cells", given, *depth_probs.shape)
+    _check.device(op, "cells", given, depth_probs.device, "depth_probs")
+    backend = backends.choose(op, device=features.device, dtype=features.dtype)
+    index = cells if isinstance(cells, PoolIndex) else _sorted(cells, shape, backend)
     args = (depth_probs, features, index.cells, index.points, index.starts, list(shape))
-    if backends.choose(op, device=features.device, dtype=features.dtype) == "reference":
+    if backend == "reference":
         return reference.voxel_pool(*args)
     return torch.ops.mim4d.voxel_pool.default(*args)
 
 
-def _index(op: str, cells: Tensor, grid_shape: Sequence[int]) -> PoolIndex:
+def _sorted(cells: Tensor, shape: tuple[int, int, int], backend: str) -> PoolIndex:
+    sort = reference.pool_index if backend == "reference" else torch.ops.mim4d.build_pool_index.default
+    points, starts = sort(cells, list(shape))
+    return PoolIndex(cells, points, starts, shape)
+
+
+def _check_index(op: str, index: PoolIndex, shape: tuple[int, int, int]) -> None:
+    if index.grid_shape != shape:
+        raise ValueError(f"mim4d.ops.{op}: the PoolIndex is for grid_shape {index.grid_shape}, wanted {shape}")
+    Z, Y, X = shape
+    _check.tensor(op, "PoolIndex.cells", index.cells, "B", "N", "D", "H", "W")
+    _check.tensor(op, "PoolIndex.points", index.points, index.cells.numel())
+    _check.tensor(op, "PoolIndex.starts", index.starts, index.cells.shape[0] * Z * Y * X + 1)
+    for name, t in (("cells", index.cells), ("points", index.points), ("starts", index.starts)):
+        if t.dtype != torch.int32:
+            raise TypeError(f"mim4d.ops.{op}: PoolIndex.{name} is {t.dtype}, wanted torch.int32")
+        _check.device(op, f"PoolIndex.{name}", t, index.cells.device, "its cells")
+
+
+def _check_cells(op: str, cells: Tensor, shape: tuple[int, int, int]) -> None:
     _check.tensor(op, "cells", cells, "B", "N", "D", "H", "W")
     if cells.dtype != torch.int32:
         raise TypeError(f"mim4d.ops.{op}: cells is {cells.dtype}, wanted torch.int32")
-    shape = _grid_shape(op, grid_shape)
     Z, Y, X = shape
     rows = cells.shape[0] * Z * Y * X
     if max(rows, cells.numel()) >= _LIMIT:
@@ -97,8 +122,6 @@ def _index(op: str, cells: Tensor, grid_shape: Sequence[int]) -> PoolIndex:
         low, high = (int(x) for x in cells.aminmax())
         if low < -1 or high >= Z * Y * X:
             raise ValueError(f"mim4d.ops.{op}: cells lie in [{low}, {high}], wanted [-1, {Z * Y * X - 1}] for {shape}")
-    points, starts = reference.pool_index(cells, shape)
-    return PoolIndex(cells, points, starts, shape)
 
 
 def _grid_shape(op: str, grid_shape: Sequence[int]) -> tuple[int, int, int]:
@@ -108,6 +131,11 @@ def _grid_shape(op: str, grid_shape: Sequence[int]) -> tuple[int, int, int]:
         raise ValueError(f"mim4d.ops.{op}: grid_shape is {tuple(shape)}, wanted {wanted}")
     Z, Y, X = shape
     return Z, Y, X
+
+
+def _fake_index(cells: Tensor, grid_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    Z, Y, X = grid_shape
+    return cells.new_empty(cells.numel()), cells.new_empty(cells.shape[0] * Z * Y * X + 1)
 
 
 def _fake(
@@ -139,6 +167,11 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
 _ARGS = "Tensor depth_probs, Tensor features, Tensor cells, Tensor points, Tensor starts, int[] grid_shape"
 
 define(
+    "build_pool_index(Tensor cells, int[] grid_shape) -> (Tensor, Tensor)",
+    reference=reference.pool_index,
+    fake=_fake_index,
+)
+define(
     f"voxel_pool({_ARGS}) -> Tensor",
     reference=reference.voxel_pool,
     fake=_fake,
@@ -150,3 +183,18 @@ define(
     reference=reference.voxel_pool_backward,
     fake=_fake_backward,
 )
+
+
+# ---- backends
+
+
+def _index_can_run() -> str | None:
+    return None
+
+
+def _native_can_run(dtype: torch.dtype) -> str | None:
+    return None  # all floating dtypes
+
+
+backends.register("build_pool_index", "cpu", _index_can_run)
+backends.register("voxel_pool", "cpu", _native_can_run)

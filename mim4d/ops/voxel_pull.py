@@ -106,3 +106,13 @@ define(
     reference=reference.voxel_pull_backward,
     fake=_fake_backward,
 )
+
+
+# ---- backends
+
+
+def _native_can_run(dtype: torch.dtype) -> str | None:
+    return None  # all floating dtypes
+
+
+backends.register(_OP, "cpu", _native_can_run)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.infos.voxel_pool import INFO, oracle
+from helpers.memory import peak_bytes
 from torch import Tensor
 
 import mim4d.ops as ops
+from mim4d import _library
 
 RAW = torch.ops.mim4d.voxel_pool.default
 GRID = (2, 3, 4)
@@ -108,3 +114,89 @@ def test_a_wrong_cell_is_dropped_where_nobody_checks() -> None:
     right[0, 0, 0] = -1
     out = RAW(depth, features, wrong, *pool_index(wrong, GRID), list(GRID))
     torch.testing.assert_close(out, oracle(depth, features, right, GRID))
+
+
+# ---- the C++ kernels
+
+
+def scene(C: int = 40, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    depth, features, cells, _ = INFO.sample("", {"B": 3, "N": 2, "D": 37, "H": 5, "W": 9, "C": C}).args
+    return depth.to(dtype).requires_grad_(), features.to(dtype).requires_grad_(), cells
+
+
+@pytest.mark.skipif(("voxel_pool", "cpu") in _library.absent, reason="ops_cpu is not built")
+def test_the_number_of_threads_changes_no_bit() -> None:
+    depth, features, cells = scene()
+    before, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3, 7):
+            torch.set_num_threads(n)
+            index = ops.build_pool_index(cells, GRID)
+            out = ops.voxel_pool(depth, features, index, GRID)
+            grads = torch.autograd.grad(out.square().sum(), (depth, features))
+            found.append([index.points, index.starts, out.detach(), *grads])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(other, found[0], strict=True))
+
+
+@pytest.mark.skipif(("voxel_pool", "cpu") in _library.absent, reason="ops_cpu is not built")
+def test_no_outer_product_is_made() -> None:
+    """Fresh memory of a call: its results, and copies of the features and their gradient as rows of channels."""
+    depth, features, cells = scene(C=64)
+    index = ops.build_pool_index(cells, (4, 20, 20))
+    volume = 3 * 4 * 20 * 20 * 64 * 4
+    out = ops.voxel_pool(depth, features, index, (4, 20, 20))
+    grad = torch.ones_like(out)
+    forward = peak_bytes(lambda: ops.voxel_pool(depth, features, index, (4, 20, 20)))
+    backward = peak_bytes(lambda: torch.autograd.grad(out, (depth, features), grad, retain_graph=True))
+    given = depth.nbytes + features.nbytes
+    slack = 1 << 14  # what autograd and the profiler note themselves
+    assert volume <= forward <= volume + features.nbytes + slack
+    assert given <= backward <= given + 2 * features.nbytes + slack
+    assert forward + given + index.points.nbytes + index.starts.nbytes + cells.nbytes < (
+        1.2 * (given + volume + index.points.nbytes + index.starts.nbytes + cells.nbytes)
+    )
+
+
+@pytest.mark.skipif(("voxel_pool", "cpu") in _library.absent, reason="ops_cpu is not built")
+def test_an_index_of_nonsense_is_not_followed() -> None:
+    """Below the wrapper: points and intervals that no sort could give read nothing out of bounds."""
+    depth, features, cells = scene()
+    index = ops.build_pool_index(cells, GRID)
+    wild = torch.tensor([-5, 2**31 - 1, 2**30]).int().repeat(len(index.points))[: len(index.points)]
+    assert not RAW(depth, features, cells, wild, index.starts, list(GRID)).any()
+    starts = torch.where(torch.arange(len(index.starts)) % 2 == 0, -(2**31), 2**31 - 1).int()
+    assert RAW(depth, features, cells, index.points, starts, list(GRID)).isfinite().all()
+    for bad in (index.points[1:], index.points.long(), index.points[None]):
+        with pytest.raises(RuntimeError, match="points and starts"):
+            RAW(depth, features, cells, bad, index.starts, list(GRID))
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 3, 7, 375, 44250, 2**16 - 1, 2**20, 2**30 + 1, 2**31 - 1])
+def test_division_by_a_product(divisor: int, divide: ctypes.CDLL) -> None:
+    """Quotients change at multiples of the divisor: these and their neighbours, up to the largest number of points."""
+    top = 2**31 - 1
+    multiples = {k * divisor for k in (0, 1, 2, 3, 1000, top // divisor // 2, top // divisor)}
+    for x in sorted({m + step for m in multiples for step in (-1, 0, 1)} | {top}):
+        if 0 <= x <= top:
+            assert divide.quotient(ctypes.c_int64(x), ctypes.c_int64(divisor)) == x // divisor, x
+
+
+@pytest.fixture(scope="module")
+def divide(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """csrc/math/divide.h behind a C function."""
+    folder = tmp_path_factory.mktemp("divide")
+    source = folder / "divide.cpp"
+    source.write_text(
+        '#include "math/divide.h"\n'
+        'extern "C" int64_t quotient(int64_t x, int64_t by) { return mim4d::math::Divider(by)(x); }\n'
+    )
+    compiler = shutil.which("g++") or shutil.which("c++")
+    assert compiler is not None, "a C++ compiler is not installed"
+    options = ["-std=c++20", "-O2", "-shared", "-fPIC", f"-I{Path(__file__).parents[2] / 'csrc'}"]
+    subprocess.run([compiler, *options, str(source), "-o", str(folder / "divide.so")], check=True)
+    library = ctypes.CDLL(str(folder / "divide.so"))
+    library.quotient.restype = ctypes.c_int64
+    return library

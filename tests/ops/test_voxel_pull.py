@@ -7,9 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers.infos.voxel_pull import INFO
+from helpers.memory import peak_bytes
 from torch import Tensor
 
 import mim4d.ops as ops
+from mim4d import _library
 
 RAW = torch.ops.mim4d.voxel_pull.default
 
@@ -59,3 +61,42 @@ def test_result_is_a_volume_without_a_copy(run: Callable[..., Tensor]) -> None:
     features, depth, uvd = INFO.sample("", {"V": 24}).args
     volume = run(features, depth, uvd).view(2, 4, 2, 3, 4)
     assert volume.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+# ---- the C++ kernels
+
+
+def scene() -> tuple[list[Tensor], list[Tensor], Tensor]:
+    sizes = {"V": 300, "C": 40, "sizes": ((17, 9), (8, 5)), "reach": 1.1}
+    features, depth, uvd = INFO.cast(INFO.sample("", sizes), torch.float32).values()
+    return [f.requires_grad_() for f in features], [d.requires_grad_() for d in depth], uvd.requires_grad_()
+
+
+@pytest.mark.skipif(("voxel_pull", "cpu") in _library.absent, reason="ops_cpu is not built")
+def test_the_number_of_threads_changes_no_bit() -> None:
+    """More threads share out bands of rows: places that reach over their edges are computed twice."""
+    features, depth, uvd = scene()
+    before, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 5, 16):
+            torch.set_num_threads(n)
+            out = ops.voxel_pull(features, depth, uvd)
+            found.append([out.detach(), *torch.autograd.grad(out.square().sum(), (*features, *depth, uvd))])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(other, found[0], strict=True))
+
+
+@pytest.mark.skipif(("voxel_pull", "cpu") in _library.absent, reason="ops_cpu is not built")
+def test_nothing_of_the_size_of_all_views_is_made() -> None:
+    """Fresh memory of a call: its results, and copies of the features and their gradients as rows of channels."""
+    features, depth, uvd = scene()
+    rows, bins = sum(f.nbytes for f in features), sum(d.nbytes for d in depth)
+    out = ops.voxel_pull(features, depth, uvd)
+    grad = torch.ones(2, 300, 40).transpose(1, 2)
+    forward = peak_bytes(lambda: ops.voxel_pull(features, depth, uvd))
+    backward = peak_bytes(lambda: torch.autograd.grad(out, (*features, *depth), grad, retain_graph=True))
+    slack = 1 << 14  # what autograd and the profiler note themselves
+    assert out.nbytes <= forward <= out.nbytes + rows + slack
+    assert rows + bins <= backward <= 3 * rows + bins + slack

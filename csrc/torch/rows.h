@@ -1,0 +1,70 @@
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/transpose.h"
+#include "torch/stable.h"
+
+namespace mim4d {
+
+// Does t, (A..., C, R...) with its channels in dimension `d`, lie as [A, R, C] without gaps? The stride of a dimension
+// of size 1 says nothing.
+inline bool has_rows(const Tensor& t, int64_t d) {
+  int64_t expected = 1;
+  const auto fits = [&](int64_t i) {
+    const bool fits = t.size(i) == 1 || t.stride(i) == expected;
+    expected *= t.size(i);
+    return fits;
+  };
+  if (!fits(d)) return false;
+  for (int64_t i = t.dim() - 1; i > d; --i)
+    if (!fits(i)) return false;
+  for (int64_t i = d - 1; i >= 0; --i)
+    if (!fits(i)) return false;
+  return true;
+}
+
+// to[a][r][c] = from[a][c][r] on the CPU, of float or double
+template <class T>
+void transpose_items(const T* from, T* to, int64_t A, int64_t R, int64_t C) {
+  Transpose<T> transpose;
+  if constexpr (sizeof(T) == 4)
+    transpose = MIM4D_PICK_ISA(transpose_float);
+  else
+    transpose = MIM4D_PICK_ISA(transpose_double);
+  constexpr int64_t group = 256;  // long runs, whole cache lines
+  const int64_t groups = (R + group - 1) / group;
+  torch::stable::parallel_for(0, A * groups, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      const int64_t item = g / groups, first = g % groups * group;
+      transpose(from + item * C * R, to + item * C * R, R, C, first, std::min(first + group, R));
+    }
+  });
+}
+
+// A CPU tensor (A..., C, R...) of float or double that lies as [A, R, C]: itself, or a transposed copy.
+inline Tensor rows(const Tensor& t, int64_t d) {
+  if (has_rows(t, d)) return t;
+  const Tensor from = torch::stable::contiguous(t);
+  const Tensor to = torch::stable::new_empty(t, {t.numel()});
+  int64_t A = 1, R = 1;
+  for (int64_t i = 0; i < d; ++i) A *= t.size(i);
+  for (int64_t i = d + 1; i < t.dim(); ++i) R *= t.size(i);
+  dispatch_floating("rows", t.scalar_type(),
+                    [&]<class T>() { transpose_items(data<T>(from), mutable_data<T>(to), A, R, t.size(d)); });
+  return to;
+}
+
+// A contiguous tensor like `like`, (A..., C, R...), from its rows [A, R, C] on the CPU.
+inline Tensor from_rows(const Tensor& rows, const Tensor& like, int64_t d) {
+  int64_t A = 1, R = 1;
+  for (int64_t i = 0; i < d; ++i) A *= like.size(i);
+  for (int64_t i = d + 1; i < like.dim(); ++i) R *= like.size(i);
+  const Tensor to = torch::stable::new_empty(like, like.sizes());
+  dispatch_floating("rows", like.scalar_type(),
+                    [&]<class T>() { transpose_items(data<T>(rows), mutable_data<T>(to), A, like.size(d), R); });
+  return to;
+}
+
+}  // namespace mim4d
