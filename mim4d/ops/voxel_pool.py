@@ -196,5 +196,6 @@ def _native_can_run(dtype: torch.dtype) -> str | None:
     return None  # all floating dtypes
 
 
-backends.register("build_pool_index", "cpu", _index_can_run)
-backends.register("voxel_pool", "cpu", _native_can_run)
+for _backend in ("cpu", "cuda"):
+    backends.register("build_pool_index", _backend, _index_can_run)
+    backends.register("voxel_pool", _backend, _native_can_run)

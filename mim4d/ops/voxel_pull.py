@@ -115,4 +115,5 @@ def _native_can_run(dtype: torch.dtype) -> str | None:
     return None  # all floating dtypes
 
 
-backends.register(_OP, "cpu", _native_can_run)
+for _backend in ("cpu", "cuda"):
+    backends.register(_OP, _backend, _native_can_run)
