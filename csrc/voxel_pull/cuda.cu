@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
 }
 
 template <class S, class T, int V>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
     voxel_pull_views_kernel(const __grid_constant__ VoxelPullCudaParams<S, T> p,
                             const __grid_constant__ PulledViews<T> views, int lane_bits) {
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) >> lane_bits;

@@ -32,19 +32,22 @@ class FeaturePyramid(nn.Module):
     Args:
         channels: of the input maps, finest first.
         out: channels of the result.
+        levels: how many of its levels it gives, from the finest on.
     """
 
-    def __init__(self, channels: tuple[int, ...], out: int) -> None:
+    def __init__(self, channels: tuple[int, ...], out: int, levels: int = 1) -> None:
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(c, out, 1) for c in channels)
         self.output = nn.Conv2d(out, out, 3, padding=1)
+        self.coarser = nn.ModuleList(nn.Conv2d(out, out, 3, padding=1) for _ in range(levels - 1))
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """Maps (M, C_l, h_l, w_l), finest first -> (M, out, h_0, w_0)."""
-        x = self.lateral[-1](maps[-1])
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Maps (M, C_l, h_l, w_l), finest first -> (M, out, h_l, w_l) of the first levels."""
+        found = [self.lateral[-1](maps[-1])]
         for lateral, finer in zip(reversed(self.lateral[:-1]), reversed(maps[:-1]), strict=True):
-            x = lateral(finer) + F.interpolate(x, size=finer.shape[-2:], mode="nearest")
-        return self.output(x)
+            found.append(lateral(finer) + F.interpolate(found[-1], size=finer.shape[-2:], mode="nearest"))
+        outputs = (self.output, *self.coarser)
+        return [output(x) for output, x in zip(outputs, reversed(found), strict=False)]
 
 
 class DepthNet(nn.Module):
@@ -83,9 +86,10 @@ class ImageEncoder(nn.Module):
         lift_channels: of the lifted features.
         depth_bins: D.
         mask_token: put a learned vector, instead of zeros, where a stage is hidden.
+        levels: how many levels of the pyramid are lifted, from ``stride`` on to coarser ones, all by one depth net.
 
     Raises:
-        ValueError: the backbone has no stage of this stride.
+        ValueError: the backbone has no stage of this stride, or fewer levels from there on.
     """
 
     mean: Tensor
@@ -100,6 +104,7 @@ class ImageEncoder(nn.Module):
         lift_channels: int,
         depth_bins: int,
         mask_token: bool = False,
+        levels: int = 1,
     ) -> None:
         super().__init__()
         if stride not in backbone.strides:
@@ -108,22 +113,26 @@ class ImageEncoder(nn.Module):
         self.stride = stride
         self.first = backbone.strides.index(stride)
         used = backbone.channels[self.first :]
+        if not 1 <= levels <= len(used):
+            raise ValueError(f"ImageEncoder: levels wanted 1 to {len(used)} from stride {stride} on, got {levels}")
         self.norms = nn.ModuleList(LayerNorm2d(c) for c in used)
         self.tokens = nn.ParameterList(nn.Parameter(torch.zeros(c, 1, 1)) for c in used) if mask_token else None
-        self.neck = FeaturePyramid(used, neck_channels)
+        self.neck = FeaturePyramid(used, neck_channels, levels)
         self.depth_net = DepthNet(neck_channels, lift_channels, depth_bins)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
-    def forward(self, images: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    def forward(
+        self, images: Tensor, visible: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor], tuple[int, int]]:
         """
         Args:
             images: (M, 3, H, W), RGB in [0, 1].
             visible: (M, H, W) bool, True = visible; None: all of it.
 
         Returns:
-            Features (M, lift_channels, h, w), bin weights (M, D, h, w), and the size (h * stride, w * stride) of the
-            padded image that they cover, pixels.
+            Of each level, finest first, features (M, lift_channels, h_l, w_l) and bin weights (M, D, h_l, w_l); and the
+            size (h_0 * stride, w_0 * stride) of the padded image that they cover, pixels.
         """
         height, width = images.shape[-2:]
         coarsest = self.backbone.strides[-1]
@@ -142,5 +151,5 @@ class ImageEncoder(nn.Module):
             if self.tokens is not None and seen is not None:
                 level = level + (1.0 - seen) * self.tokens[i]
             maps.append(level)
-        features, depth_probs = self.depth_net(self.neck(maps))
-        return features, depth_probs, (height + padding[3], width + padding[1])
+        features, depth_probs = zip(*map(self.depth_net, self.neck(maps)), strict=True)
+        return list(features), list(depth_probs), (height + padding[3], width + padding[1])

@@ -52,6 +52,10 @@ class ModelConfig:
     """Near end of the depth bins, metres."""
     depth_max: float = 60.0
     """Far end of the depth bins, metres."""
+    view_transform: Literal["push", "pull"] = "push"
+    """How images become volumes: pixels push their features along their rays, or voxels pull theirs from the images."""
+    pull_levels: int = 2
+    """Levels of the feature pyramid that voxels are pulled from: that of feature_stride and coarser ones."""
 
     mask_ratio: float = 0.3
     """Share of the blocks of every image that training hides."""
@@ -116,7 +120,15 @@ class ModelConfig:
             ("neck-channels", self.neck_channels < 1, "must be positive"),
             ("lift-channels", self.lift_channels < 1, "must be positive"),
             ("depth-bins", self.depth_bins < 1, "must be positive"),
-            ("depth-min", not 0 < self.depth_min < self.depth_max, "must lie between 0 and depth-max"),
+            ("depth-min", not 0 <= self.depth_min < self.depth_max, "must lie between 0 and depth-max"),
+            ("depth-min", self.depth_min == 0 and self.view_transform == "push", "must be positive to push pixels"),
+            ("view-transform", self.view_transform not in ("push", "pull"), "must be push or pull"),
+            ("pull-levels", self.pull_levels < 1, "must be positive"),
+            (
+                "pull-levels",
+                self.view_transform == "pull" and self.feature_stride << (self.pull_levels - 1) > 32,
+                f"goes beyond stride 32 from --model.feature-stride {self.feature_stride} on",
+            ),
             ("mask-ratio", not 0 <= self.mask_ratio < 1, "must be in [0, 1)"),
             ("mask-block", self.mask_block < 1, "must be positive"),
             ("local-mask-cells", self.local_mask_cells < 1, "must be positive"),
@@ -181,8 +193,11 @@ class MIM4D(nn.Module):
             lift_channels=config.lift_channels,
             depth_bins=config.depth_bins,
             mask_token=config.mask_token,
+            levels=config.pull_levels if config.view_transform == "pull" else 1,
         )
-        self.view_transform = ViewTransform(self.grid, config.depth_min, config.depth_max, config.depth_bins)
+        self.view_transform = ViewTransform(
+            self.grid, config.depth_min, config.depth_max, config.depth_bins, config.view_transform
+        )
         self.voxel_encoder = VoxelEncoder(config.lift_channels, config.channels)
         self.voxel_decoder: VoxelDecoder | None = None
         if config.reconstructed:
@@ -272,8 +287,8 @@ class MIM4D(nn.Module):
         visible = None if mask is None else mask.flatten(0, 2)
         features, depth_probs, covered = self.image_encoder(images.flatten(0, 2), visible)
         lifted = self.view_transform(
-            features.unflatten(0, leading),
-            depth_probs.unflatten(0, leading),
+            [f.unflatten(0, leading) for f in features],
+            [p.unflatten(0, leading) for p in depth_probs],
             intrinsics,
             frame_from_cam,
             covered,

@@ -1,15 +1,18 @@
 """Thin modules over :mod:`mim4d.ops`. They need torch and numpy alone, and no training side."""
 
+from .bev_pool import bev_pool, bev_pool_v2
 from .geometry import VoxelGrid, compose, invert_rigid, project, transform_points, unproject
-from .lift_splat import LiftSplat
+from .lift_splat import LiftSplat, LiftSplatConv
 from .ms_deform_attn import MSDeformAttn, TemporalDeformAttn
 from .sdf_field import SDFField
 from .sdf_renderer import RenderOutput, SDFRenderer
 from .smooth_sampler import SmoothSampler
+from .voxel_pull import VoxelPull
 from .voxel_sample import VoxelSampler
 
 __all__ = [
     "LiftSplat",
+    "LiftSplatConv",
     "MSDeformAttn",
     "RenderOutput",
     "SDFField",
@@ -17,7 +20,10 @@ __all__ = [
     "SmoothSampler",
     "TemporalDeformAttn",
     "VoxelGrid",
+    "VoxelPull",
     "VoxelSampler",
+    "bev_pool",
+    "bev_pool_v2",
     "compose",
     "invert_rigid",
     "project",

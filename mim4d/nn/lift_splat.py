@@ -2,57 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim4d import ops
 
+from ._calibrated import Calibrated, check_calibration
 from .geometry import VoxelGrid, transform_points, unproject
 
 
-@dataclass(frozen=True)
-class _Cached:
-    """A pooling index and the calibration it was built from.
-
-    On a CPU a copy of the calibration, compared by value: that is right however its memory is written to, and costs
-    nothing beside the index. On a GPU comparing values would synchronise, so the very tensors are kept (their memory
-    goes to no other tensor) with their version counters, which every write through torch moves.
-    """
-
-    calibration: tuple[Tensor, ...]
-    versions: tuple[int, ...]
-    sizes: tuple[int, ...]
-    index: ops.PoolIndex
-
-    @staticmethod
-    def of(calibration: tuple[Tensor, ...], sizes: tuple[int, ...], index: ops.PoolIndex) -> _Cached | None:
-        """None where nobody could tell that the calibration was written to: GPU tensors of inference mode."""
-        if calibration[0].device.type == "cpu":
-            return _Cached(tuple(t.detach().clone() for t in calibration), (), sizes, index)
-        if any(t.is_inference() for t in calibration):
-            return None
-        return _Cached(tuple(t.detach() for t in calibration), tuple(t._version for t in calibration), sizes, index)
-
-    def fits(self, calibration: tuple[Tensor, ...], sizes: tuple[int, ...]) -> bool:
-        pairs = list(zip(self.calibration, calibration, strict=True))
-        if sizes != self.sizes or any(old.device != new.device or old.dtype != new.dtype for old, new in pairs):
-            return False
-        if not self.versions:
-            return all(torch.equal(old, new) for old, new in pairs)
-        return all(
-            not new.is_inference()
-            and new.data_ptr() == old.data_ptr()
-            and new.shape == old.shape
-            and new.stride() == old.stride()
-            and new._version == version
-            for (old, new), version in zip(pairs, self.versions, strict=True)
-        )
-
-
-class LiftSplat(nn.Module):
+class LiftSplat(Calibrated[ops.PoolIndex]):
     """Each pixel spreads its feature over depth bins along its ray; voxels sum what falls into them.
 
     Pixels lift from their centres: feature pixel (i, j) of an (h, w) map over an (H, W) image looks through image point
@@ -77,15 +37,11 @@ class LiftSplat(nn.Module):
         super().__init__()
         if not 0.0 < depth_min < depth_max or depth_bins < 1:
             raise ValueError(
-                "LiftSplat: wanted 0 < depth_min < depth_max and depth_bins >= 1, "
+                f"{type(self).__name__}: wanted 0 < depth_min < depth_max and depth_bins >= 1, "
                 f"got {depth_min}, {depth_max}, {depth_bins}"
             )
         self.grid = grid
         self.depth_min, self.depth_max, self.depth_bins = float(depth_min), float(depth_max), int(depth_bins)
-        self._cache: _Cached | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None}
 
     def extra_repr(self) -> str:
         return f"{self.grid}, depth {self.depth_min}..{self.depth_max} m in {self.depth_bins} bins"
@@ -115,18 +71,12 @@ class LiftSplat(nn.Module):
         self, intrinsics: Tensor, frame_from_cam: Tensor, feature_size: tuple[int, int], image_size: tuple[int, int]
     ) -> ops.PoolIndex:
         """The pooling index of this calibration, from the cache where it fits."""
-        sizes = (*feature_size, *image_size)
         calibration = (intrinsics, frame_from_cam)
-        keep = not torch.compiler.is_compiling()
-        if keep and self._cache is not None and self._cache.fits(calibration, sizes):
-            return self._cache.index
-        # An index built in inference mode could not be saved for a later backward pass.
-        keep = keep and not torch.is_inference_mode_enabled()
-        with torch.no_grad():
-            index = ops.build_pool_index(self.cells(*calibration, feature_size, image_size), self.grid.shape)
-        if keep:
-            self._cache = _Cached.of(calibration, sizes, index)
-        return index
+        return self._keep(
+            calibration,
+            (*feature_size, *image_size),
+            lambda: ops.build_pool_index(self.cells(*calibration, feature_size, image_size), self.grid.shape),
+        )
 
     def forward(
         self,
@@ -153,13 +103,78 @@ class LiftSplat(nn.Module):
         b, n, _, h, w = features.shape
         wanted = (b, n, self.depth_bins, h, w)
         if depth_probs.shape != wanted:
-            raise ValueError(f"LiftSplat: depth_probs wanted {wanted}, got {tuple(depth_probs.shape)}")
-        if intrinsics.shape != (b, n, 3, 3) or frame_from_cam.shape != (b, n, 4, 4):
-            raise ValueError(
-                f"LiftSplat: intrinsics and frame_from_cam wanted {(b, n, 3, 3)} and {(b, n, 4, 4)}, "
-                f"got {tuple(intrinsics.shape)} and {tuple(frame_from_cam.shape)}"
-            )
+            raise ValueError(f"{type(self).__name__}: depth_probs wanted {wanted}, got {tuple(depth_probs.shape)}")
+        check_calibration(type(self).__name__, intrinsics, frame_from_cam, b, n)
         index = self.index(intrinsics, frame_from_cam, (h, w), image_size)
         # Sums over hundreds of bins in half precision lose the small ones: both operands in fp32 at least.
         dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-        return ops.voxel_pool(depth_probs.to(dtype), features.to(dtype), index, self.grid.shape)
+        return self._pool(features.to(dtype), depth_probs.to(dtype), index)
+
+    def _pool(self, features: Tensor, depth_probs: Tensor, index: ops.PoolIndex) -> Tensor:
+        return ops.voxel_pool(depth_probs, features, index, self.grid.shape)
+
+
+class LiftSplatConv(LiftSplat):
+    """:class:`LiftSplat` and the 3x3x3 convolution after it as one step, without the lifted volume.
+
+    Both are linear, so the convolution's weights go to the pixels: with the cell v(p) of point p, and tap o in
+    {-1, 0, 1}^3,
+
+        out(x) = bias + sum_o sum_(p: v(p) = x + o) depth_p (W_o feature_p)
+
+    A pixel is multiplied by all 27 taps once, and each product is pooled as if by a camera of its own, one cell beside:
+    what would take ``27 * C_in * C_out`` products a voxel takes as many a pixel, of which there are far fewer, and
+    the (B, C_in, Z, Y, X) volume is never there. Only where nothing non-linear stands between the two.
+
+    The index has 27 times the points of LiftSplat's, kept as its is. ``conv`` is an ordinary ``nn.Conv3d`` (3x3x3,
+    zero padding 1): its weights go in and out of checkpoints as those of the convolution that this takes the place of.
+
+    Args:
+        grid, depth_min, depth_max, depth_bins: see :class:`LiftSplat`.
+        in_channels: of the features.
+        out_channels: of the volume.
+        bias: whether the convolution has one.
+    """
+
+    def __init__(
+        self,
+        grid: VoxelGrid,
+        depth_min: float,
+        depth_max: float,
+        depth_bins: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(grid, depth_min, depth_max, depth_bins)
+        self.conv = nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=bias)
+
+    def cells(
+        self, intrinsics: Tensor, frame_from_cam: Tensor, feature_size: tuple[int, int], image_size: tuple[int, int]
+    ) -> Tensor:
+        """For each tap of the convolution the cell that a point reaches by it: (B, 27 N, D, h, w) int32, taps first."""
+        cells = super().cells(intrinsics, frame_from_cam, feature_size, image_size)  # (B, N, D, h, w)
+        _, Y, X = self.grid.shape
+        z, y, x = cells // (Y * X), cells // X % Y, cells % X
+        found = []
+        for dz, dy, dx in _TAPS:
+            part = cells - (dz * Y + dy) * X - dx
+            inside = cells >= 0
+            for at, step, size in ((z, dz, self.grid.shape[0]), (y, dy, Y), (x, dx, X)):
+                inside = inside & (at - step >= 0) & (at - step < size)
+            found.append(torch.where(inside, part, -1))
+        return torch.cat(found, dim=1)
+
+    def _pool(self, features: Tensor, depth_probs: Tensor, index: ops.PoolIndex) -> Tensor:
+        b, n, c, h, w = features.shape
+        taps = self.conv.weight.permute(2, 3, 4, 0, 1).reshape(-1, c, 1, 1)  # (27 * out, in, 1, 1)
+        with torch.autocast(features.device.type, enabled=False):
+            products = F.conv2d(features.flatten(0, 1), taps.to(features.dtype))  # (B*N, 27 * out, h, w)
+        products = products.view(b, n, len(_TAPS), -1, h, w).transpose(1, 2).flatten(1, 2)  # (B, 27 N, out, h, w)
+        probs = depth_probs[:, None].expand(-1, len(_TAPS), -1, -1, -1, -1).flatten(1, 2)  # (B, 27 N, D, h, w)
+        volume = ops.voxel_pool(probs, products, index, self.grid.shape)
+        return volume if self.conv.bias is None else volume + self.conv.bias.to(volume.dtype).view(-1, 1, 1, 1)
+
+
+_TAPS = [(z, y, x) for z in (-1, 0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)]  # in the order of a Conv3d's weight

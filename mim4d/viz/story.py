@@ -68,6 +68,8 @@ def chips(run: RunFolder) -> str:
     found.append(f"{cameras} camera{'s' * (cameras != 1)}, {frames} moment{'s' * (frames != 1)} per clip")
     found.append(f"{run.before.image.shape[2]} \u00d7 {run.before.image.shape[1]} pixels")
     found += [settings["model.backbone"]] if settings.get("model.backbone") else []
+    lift = {"push": "pixels push into voxels", "pull": "voxels pull from images"}
+    found += [lift[way]] if (way := settings.get("model.view_transform", "")) in lift else []
     found += [f"preset {settings['preset']}"] if settings.get("preset") else []
     marked = '<li class="warn">Synthetic data</li>' if run.synthetic else ""
     return f'<ul class="chips">{marked}{"".join(f"<li>{page.text(chip)}</li>" for chip in found)}</ul>'

@@ -166,9 +166,8 @@ def test_gradients_of_hidden_pixels_are_zero_with_checkpointing_too() -> None:
 @pytest.mark.parametrize("token", [False, True])
 def test_encoder_keeps_hidden_pixels_out_at_any_size(size: tuple[int, int], token: bool) -> None:
     torch.manual_seed(0)
-    encoder = ImageEncoder(
-        create_backbone("convnext_atto"), stride=8, neck_channels=16, lift_channels=8, depth_bins=6, mask_token=token
-    ).eval()
+    sizes = {"stride": 8, "neck_channels": 16, "lift_channels": 8, "depth_bins": 6}
+    encoder = ImageEncoder(create_backbone("convnext_atto"), **sizes, mask_token=token, levels=3).eval()
     if encoder.tokens is not None:
         for parameter in encoder.tokens:
             nn.init.normal_(parameter)
@@ -178,18 +177,22 @@ def test_encoder_keeps_hidden_pixels_out_at_any_size(size: tuple[int, int], toke
     changed = torch.where(visible[:, None], images, torch.rand(2, 3, *size))
     features, probs, covered = encoder(images, visible)
     assert covered == (64, 96)
-    assert features.shape == (2, 8, 8, 12)
-    assert probs.shape == (2, 6, 8, 12)
-    torch.testing.assert_close(probs.sum(1), torch.ones(2, 8, 12))
-    other = encoder(changed, visible)
-    assert torch.equal(features, other[0])
-    assert torch.equal(probs, other[1])
-    assert not torch.equal(features, encoder(images)[0])
+    assert [tuple(f.shape) for f in features] == [(2, 8, 8, 12), (2, 8, 4, 6), (2, 8, 2, 3)]
+    assert [tuple(p.shape) for p in probs] == [(2, 6, 8, 12), (2, 6, 4, 6), (2, 6, 2, 3)]
+    others, whole = encoder(changed, visible), encoder(images)
+    for i in range(3):
+        torch.testing.assert_close(probs[i].sum(1), torch.ones(2, *probs[i].shape[2:]))
+        assert torch.equal(features[i], others[0][i])
+        assert torch.equal(probs[i], others[1][i])
+        assert not torch.equal(features[i], whole[0][i])
 
 
 def test_encoder_refuses_a_stride_that_no_stage_has() -> None:
     with pytest.raises(ValueError, match="feature stride"):
         ImageEncoder(create_backbone("convnext_atto"), stride=5, neck_channels=8, lift_channels=8, depth_bins=4)
+    sizes = {"stride": 16, "neck_channels": 8, "lift_channels": 8, "depth_bins": 4}
+    with pytest.raises(ValueError, match="levels wanted 1 to 2 from stride 16 on, got 3"):
+        ImageEncoder(create_backbone("convnext_atto"), **sizes, levels=3)
 
 
 @pytest.mark.parametrize(

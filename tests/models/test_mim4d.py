@@ -90,10 +90,11 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("local", [False, True])
-@pytest.mark.parametrize("t", [1, 3])
-def test_forward_and_backward(t: int, local: bool) -> None:
-    net = model(local_mask=local).train()
+@pytest.mark.parametrize(
+    "t, local, way", [(1, False, "push"), (1, True, "pull"), (3, False, "pull"), (3, True, "push")]
+)
+def test_forward_and_backward(t: int, local: bool, way: str) -> None:
+    net = model(local_mask=local, view_transform=way).train()
     batch = tiny_batch(t=t, k=min(t, 2))
     out = net(batch, generator())
     assert torch.isfinite(out.loss)
@@ -221,8 +222,9 @@ def test_evaluation_hides_nothing_and_draws_nothing() -> None:
     assert torch.equal(net(batch, generator()).loss, net(batch, generator()).loss)
 
 
-def test_padding_is_never_seen_and_never_lifted() -> None:
-    net, batch = model().eval(), tiny_batch(size=(32, 64))
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_padding_is_never_seen_and_never_lifted(way: str) -> None:
+    net, batch = model(view_transform=way).eval(), tiny_batch(size=(32, 64))
     batch = replace(batch, content=(24, 50))
     batch.images[..., 24:, :] = 0
     batch.images[..., 50:] = 0
@@ -266,8 +268,9 @@ def test_encode_any_size_and_batch_agrees_with_one_by_one() -> None:
         torch.testing.assert_close(volume[1, 2], alone[0, 0], rtol=1e-4, atol=1e-5)
 
 
-def test_autocast_trains_with_fp32_rendering() -> None:
-    net, batch = model().train(), tiny_batch()
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_autocast_trains_with_fp32_rendering(way: str) -> None:
+    net, batch = model(view_transform=way).train(), tiny_batch()
     with torch.autocast("cpu", torch.bfloat16):
         out = net(batch, generator())
     assert out.direct.depth.dtype == torch.float32
@@ -311,6 +314,10 @@ def test_a_state_dict_holds_what_was_learned_and_nothing_else() -> None:
         ({"short_heads": 3}, "--model.short-heads"),
         ({"short_dim": 0, "long_dim": 0}, "both 0"),
         ({"depth_min": 60.0}, "--model.depth-min"),
+        ({"depth_min": 0.0}, "--model.depth-min 0.0 must be positive to push"),
+        ({"view_transform": "shove"}, "--model.view-transform 'shove' must be push or pull"),
+        ({"pull_levels": 0}, "--model.pull-levels"),
+        ({"view_transform": "pull", "pull_levels": 3}, "--model.pull-levels 3 goes beyond stride 32"),
         ({"direct": False, "reconstructed": False}, "nothing to learn"),
         ({"bounds": (0.0, 0.0, 0.0, 1.0, 1.0, 0.0)}, "--model.bounds"),
     ],
@@ -362,8 +369,9 @@ def test_a_few_steps_on_one_scene_lower_the_loss_and_the_depth_error() -> None:
 
 
 @pytest.mark.slow
-def test_a_training_step_compiles_without_a_graph_break() -> None:
-    net, batch = model(mask_ratio=0.0).train(), tiny_batch()
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_a_training_step_compiles_without_a_graph_break(way: str) -> None:
+    net, batch = model(mask_ratio=0.0, view_transform=way).train(), tiny_batch()
     torch.compiler.reset()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     torch.manual_seed(3)

@@ -8,9 +8,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.op_info import mapped
 from torch import Tensor, nn
 
-from mim4d.nn import LiftSplat, MSDeformAttn, SDFField, SDFRenderer, TemporalDeformAttn, VoxelGrid, VoxelSampler
+from mim4d.nn import (
+    LiftSplat,
+    LiftSplatConv,
+    MSDeformAttn,
+    SDFField,
+    SDFRenderer,
+    TemporalDeformAttn,
+    VoxelGrid,
+    VoxelPull,
+    VoxelSampler,
+)
 
 GRID = VoxelGrid((-8.0, -8.0, -2.0, 8.0, 8.0, 2.0), (8, 8, 2))
 
@@ -42,13 +53,23 @@ def lift() -> tuple[nn.Module, tuple]:
     return LiftSplat(GRID, 1.0, 9.0, 6), (*views, (8, 16))
 
 
+def lift_conv() -> tuple[nn.Module, tuple]:
+    return LiftSplatConv(GRID, 1.0, 9.0, 6, 4, 3), lift()[1]
+
+
+def pull() -> tuple[nn.Module, tuple]:
+    features, probs, intrinsics, pose, size = lift()[1]
+    levels = [features, features[..., :1, :3]], [probs, probs[..., :1, :3]]
+    return VoxelPull(GRID, 1.0, 9.0), (*levels, intrinsics, pose, size)
+
+
 def renderer() -> tuple[nn.Module, tuple]:
     directions = torch.nn.functional.normalize(torch.randn(1, 7, 3) * torch.tensor([1.0, 1.0, 0.1]), dim=-1)
     rendering = SDFRenderer(SDFField(4), GRID.bounds, n_uniform=12, n_importance=4)
     return rendering, (torch.randn(1, 4, 2, 8, 8), torch.zeros(1, 7, 3), directions)
 
 
-CASES = [sampler, attention, temporal, lift, pytest.param(renderer, marks=pytest.mark.slow)]
+CASES = [sampler, attention, temporal, lift, lift_conv, pull, pytest.param(renderer, marks=pytest.mark.slow)]
 
 
 def tensors(output: object) -> list[Tensor]:
@@ -70,13 +91,13 @@ def test_compiles_without_a_graph_break(case: Callable[[], tuple[nn.Module, tupl
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", [sampler, attention, temporal, lift, renderer])
+@pytest.mark.parametrize("case", [sampler, attention, temporal, lift, lift_conv, pull, renderer])
 def test_a_gpu_gives_what_the_cpu_gives(case: Callable[[], tuple[nn.Module, tuple]]) -> None:
     torch.manual_seed(0)
     module, inputs = case()
     module.eval()
     on_cpu = tensors(module(*inputs))
-    on_gpu = tensors(module.cuda()(*(i.cuda() if isinstance(i, Tensor) else i for i in inputs)))
+    on_gpu = tensors(module.cuda()(*mapped(Tensor.cuda, inputs)))
     for a, b in zip(on_cpu, on_gpu, strict=True):
         torch.testing.assert_close(a, b.cpu(), rtol=1e-3, atol=1e-3)
 

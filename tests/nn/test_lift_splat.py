@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mim4d import ops
-from mim4d.nn import LiftSplat, VoxelGrid, project
+from mim4d.nn import LiftSplat, LiftSplatConv, VoxelGrid, project
 from mim4d.nn.geometry import invert_rigid, transform_points
 
 GRID = VoxelGrid((0.0, -8.0, -2.0, 16.0, 8.0, 2.0), (16, 16, 4))  # cells of 1 m
@@ -157,3 +157,59 @@ def test_wrong_shapes_are_named() -> None:
         lift(torch.rand(1, 1, 2, 4, 8), torch.rand(1, 1, 5, 4, 8), k[0], pose, (16, 32))
     with pytest.raises(ValueError, match="depth_min"):
         LiftSplat(GRID, 5.0, 1.0, 5)
+
+
+# ---- LiftSplatConv
+
+
+def rig(dtype: torch.dtype, b: int = 2, n: int = 2, c: int = 6) -> tuple[torch.Tensor, ...]:
+    """features, depth_probs, intrinsics, frame_from_cam: near points on all faces of the grid, and some outside."""
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(b, n, c, 4, 8, generator=generator, dtype=dtype)
+    probs = torch.rand(b, n, 10, 4, 8, generator=generator, dtype=dtype).softmax(2)
+    poses = torch.stack([looking(a, (7.0, a, 0.4)) for a in (0.3, -2.0)])[None].repeat(b, 1, 1, 1)
+    return features, probs, intrinsics(8.0).expand(b, n, 3, 3), poses
+
+
+def errors_of_conv(dtype: torch.dtype, bias: bool) -> tuple[float, ...]:
+    """Of the volume and of all gradients, relative to the largest entry of each."""
+    torch.manual_seed(0)
+    fused = LiftSplatConv(GRID, 1.0, 13.0, 10, 6, 5, bias=bias).to(dtype)
+    features, probs, k, poses = rig(dtype)
+    leaves = (features.requires_grad_(), probs.requires_grad_(), *fused.conv.parameters())
+    apart = fused.conv(LiftSplat(GRID, 1.0, 13.0, 10)(features, probs, k, poses, (16, 32)))
+    together = fused(features, probs, k, poses, (16, 32))
+    assert together.shape == apart.shape
+    inside = LiftSplat(GRID, 1.0, 13.0, 10).cells(k, poses, (4, 8), (16, 32)) >= 0
+    assert 0.1 < inside.float().mean() < 0.9
+    cotangent = torch.randn(apart.shape, dtype=dtype)
+    pairs = zip(*(torch.autograd.grad(v, leaves, cotangent) for v in (together, apart)), strict=True)
+    results = (together.detach(), apart.detach())
+    return tuple(float((x - y).abs().max() / y.abs().max()) for x, y in (results, *pairs))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_convolution_goes_through_to_the_pixels(bias: bool) -> None:
+    """Volume and gradients of features, weights of bins, weights and bias: pooling and then a Conv3d."""
+    assert max(errors_of_conv(torch.float64, bias)) < 1e-12  # measured 9e-16
+    assert max(errors_of_conv(torch.float32, bias)) < 1e-5  # measured 7e-7
+
+
+def test_no_lifted_volume_is_made() -> None:
+    from helpers.memory import peak_bytes
+
+    fused = LiftSplatConv(GRID, 1.0, 13.0, 10, 256, 2)
+    features, probs, k, poses = rig(torch.float32, c=256)
+    volume = 2 * 256 * 16 * 16 * 4 * 4
+    fused(features, probs, k, poses, (16, 32))  # the index
+    assert peak_bytes(lambda: fused(features, probs, k, poses, (16, 32))) < volume // 2
+
+
+def test_the_index_of_the_convolution_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = counting(monkeypatch)
+    fused = LiftSplatConv(GRID, 1.0, 13.0, 10, 6, 2)
+    for _ in range(3):
+        fused(*rig(torch.float32), (16, 32))
+    assert len(built) == 1
+    assert copy.deepcopy(fused)._cache is None
+    assert set(fused.state_dict()) == {"conv.weight", "conv.bias"}

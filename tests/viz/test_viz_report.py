@@ -323,6 +323,13 @@ def test_lidar_left_out_is_said(tmp_path: Path, finished: Page) -> None:
     assert words in Page(write_report(run).read_text()).text()
 
 
+@pytest.mark.parametrize("way, words", [("push", "pixels push into voxels"), ("pull", "voxels pull from images")])
+def test_which_view_transform_ran_is_said(way: str, words: str, tmp_path: Path, finished: Page) -> None:
+    assert words not in finished.text("li")  # a run from before there was a choice
+    config = CONFIG.replace("  mask_ratio: 0.3\n", f"  view_transform: {way}\n")
+    assert words in Page(write_report(write_run(tmp_path / "run", frames=1, config=config)).read_text()).text("li")
+
+
 def test_commands_and_settings_to_run_it_again(finished: Page) -> None:
     commands = finished.text("code")
     assert "mim4d pretrain --preset demo --data.root data/world --data.version v1.0-mini --out runs/again" in commands
