@@ -164,10 +164,10 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     return *wanted(found, needs), None, None, None, None
 
 
-_ARGS = "Tensor depth_probs, Tensor features, Tensor cells, Tensor points, Tensor starts, int[] grid_shape"
+_ARGS = "Tensor depth_probs, Tensor features, Tensor cells, Tensor points, Tensor starts, SymInt[] grid_shape"
 
 define(
-    "build_pool_index(Tensor cells, int[] grid_shape) -> (Tensor, Tensor)",
+    "build_pool_index(Tensor cells, SymInt[] grid_shape) -> (Tensor, Tensor)",
     reference=reference.pool_index,
     fake=_fake_index,
 )
