@@ -34,6 +34,14 @@ def whole(tiny_world, tiny_preset, tmp_path_factory) -> Path:
     return run
 
 
+def test_voxels_may_pull_from_the_images(tiny_world, tiny_preset, tmp_path):
+    options = ["--model.view-transform", "pull", "--model.feature-stride", "16", "--train.steps", "1"]
+    command = ["pretrain", "--preset", str(tiny_preset), "--data.root", str(tiny_world), "--out", str(tmp_path / "run")]
+    assert main([*command, *options]) == 0
+    assert "voxels pull from images" in (tmp_path / "run" / "report.html").read_text()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["finished"] is True
+
+
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     folder = run / "checkpoints" / f"step-{step:06d}"
     return {**load_file(folder / "model.safetensors"), **load_file(folder / "optimizer.safetensors")}
