@@ -4,6 +4,7 @@
 #include "voxel_pool/cpu.h"
 
 #include "cpu/rows.h"
+#include "cpu/tile.h"
 
 namespace mim4d::MIM4D_ISA {
 namespace {
@@ -54,7 +55,7 @@ void backward(const Params<T>& p, int64_t begin, int64_t end, T* scratch) {
           if (p.grad_depth) dot[j] = product(feature, grad);
         }
         if (p.grad_depth) {
-          const Vec<T> dots = sums(dot);
+          const Vec<T> dots = row_sums(dot);
           if (n == width)
             (Vec<T>::load(scratch + bin) + dots).store(scratch + bin);
           else

@@ -58,8 +58,8 @@ Tensor voxel_pool_cpu(const Tensor& depth_probs, const Tensor& features, const T
                       const Tensor& starts, std::vector<int64_t> grid_shape) {
   check_voxel_pool(depth_probs, features, cells, points, starts, grid_shape);
   const ScalarType wide = pool_arithmetic(depth_probs, features);
-  const Tensor depth = torch::stable::contiguous(torch::stable::to(depth_probs, wide));
-  const Tensor pixels = rows(torch::stable::to(features, wide), 2);
+  const Tensor depth = torch::stable::contiguous(cast(depth_probs, wide));
+  const Tensor pixels = rows(cast(features, wide), 2);
   const Tensor order = torch::stable::contiguous(points), begins = torch::stable::contiguous(starts);
   const Tensor out = empty_pooled(features, grid_shape, wide);
   dispatch_floating("voxel_pool", wide, [&]<class T>() {
@@ -83,7 +83,7 @@ Tensor voxel_pool_cpu(const Tensor& depth_probs, const Tensor& features, const T
       kernels<T>().forward(p, begin == 0 ? 0 : cell_at(begin), cell_at(end));
     });
   });
-  return torch::stable::to(out, features.scalar_type());
+  return cast(out, features.scalar_type());
 }
 
 std::tuple<Tensor, Tensor> voxel_pool_backward_cpu(const Tensor& grad, const Tensor& depth_probs,
@@ -93,9 +93,9 @@ std::tuple<Tensor, Tensor> voxel_pool_backward_cpu(const Tensor& grad, const Ten
   check_voxel_pool(depth_probs, features, cells, points, starts, grid_shape);
   check_voxel_pool_grad(grad, features, grid_shape);
   const ScalarType wide = pool_arithmetic(depth_probs, features);
-  const Tensor depth = torch::stable::contiguous(torch::stable::to(depth_probs, wide));
-  const Tensor feature = torch::stable::to(features, wide), pixels = rows(feature, 2);
-  const Tensor volume = rows(torch::stable::to(grad, wide), 1), where = torch::stable::contiguous(cells);
+  const Tensor depth = torch::stable::contiguous(cast(depth_probs, wide));
+  const Tensor feature = cast(features, wide), pixels = rows(feature, 2);
+  const Tensor volume = rows(cast(grad, wide), 1), where = torch::stable::contiguous(cells);
   const Tensor grad_depth = mask[0] ? torch::stable::new_empty(depth, depth.sizes()) : not_wanted(depth);
   const Tensor grad_pixels = mask[1] ? torch::stable::new_empty(feature, {features.numel()}) : not_wanted(feature);
   dispatch_floating("voxel_pool_backward", wide, [&]<class T>() {
@@ -110,8 +110,7 @@ std::tuple<Tensor, Tensor> voxel_pool_backward_cpu(const Tensor& grad, const Ten
       });
   });
   const Tensor grad_features = mask[1] ? from_rows(grad_pixels, feature, 2) : grad_pixels;
-  return {torch::stable::to(grad_depth, depth_probs.scalar_type()),
-          torch::stable::to(grad_features, features.scalar_type())};
+  return {cast(grad_depth, depth_probs.scalar_type()), cast(grad_features, features.scalar_type())};
 }
 
 }  // namespace

@@ -48,8 +48,8 @@ Tensor voxel_pool_cuda(const Tensor& depth_probs, const Tensor& features, const 
   check_voxel_pool(depth_probs, features, cells, points, starts, grid_shape);
   const DeviceGuard guard(features.get_device_index());
   const ScalarType wide = pool_arithmetic(depth_probs, features), stored = pool_storage(features, wide);
-  const Tensor depth = torch::stable::contiguous(torch::stable::to(depth_probs, wide));
-  const Tensor pixels = pixel_rows(torch::stable::to(features, stored));
+  const Tensor depth = torch::stable::contiguous(cast(depth_probs, wide));
+  const Tensor pixels = pixel_rows(cast(features, stored));
   const Tensor order = torch::stable::contiguous(points), begins = torch::stable::contiguous(starts);
   const Tensor out = empty_pooled(features, grid_shape, stored);
   dispatch_storage("voxel_pool", stored, [&]<class S, class T>() {
@@ -58,7 +58,7 @@ Tensor voxel_pool_cuda(const Tensor& depth_probs, const Tensor& features, const 
     p.points = data<int32_t>(order), p.starts = data<int32_t>(begins);
     check_launch("voxel_pool", launch_voxel_pool_forward(p, current_stream(features)));
   });
-  return torch::stable::to(out, features.scalar_type());
+  return cast(out, features.scalar_type());
 }
 
 std::tuple<Tensor, Tensor> voxel_pool_backward_cuda(const Tensor& grad, const Tensor& depth_probs,
@@ -70,9 +70,9 @@ std::tuple<Tensor, Tensor> voxel_pool_backward_cuda(const Tensor& grad, const Te
   if (!mask[0] && !mask[1]) return {not_wanted(depth_probs), not_wanted(features)};
   const DeviceGuard guard(features.get_device_index());
   const ScalarType wide = pool_arithmetic(depth_probs, features), stored = pool_storage(features, wide);
-  const Tensor depth = torch::stable::contiguous(torch::stable::to(depth_probs, wide));
-  const Tensor pixels = pixel_rows(torch::stable::to(features, stored));
-  const Tensor volume = volume_rows(torch::stable::to(grad, stored)), where = torch::stable::contiguous(cells);
+  const Tensor depth = torch::stable::contiguous(cast(depth_probs, wide));
+  const Tensor pixels = pixel_rows(cast(features, stored));
+  const Tensor volume = volume_rows(cast(grad, stored)), where = torch::stable::contiguous(cells);
   const Tensor grad_depth = mask[0] ? torch::stable::new_empty(depth, depth.sizes()) : not_wanted(depth);
   const Tensor grad_pixels = mask[1] ? empty_pixel_rows(features, stored) : not_wanted(features);
   dispatch_storage("voxel_pool_backward", stored, [&]<class S, class T>() {
@@ -83,8 +83,7 @@ std::tuple<Tensor, Tensor> voxel_pool_backward_cuda(const Tensor& grad, const Te
     check_launch("voxel_pool_backward", launch_voxel_pool_backward(p, current_stream(features)));
   });
   const Tensor grad_features = mask[1] ? from_pixel_rows(grad_pixels, features) : grad_pixels;
-  return {torch::stable::to(grad_depth, depth_probs.scalar_type()),
-          torch::stable::to(grad_features, features.scalar_type())};
+  return {cast(grad_depth, depth_probs.scalar_type()), cast(grad_features, features.scalar_type())};
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ struct AxisLanes {
     for (int k = 0; k < 2; ++k) w[k] = taps.w[k], d[k] = taps.d[k];
   }
   MIM4D_HD math::Taps<T, 2> operator[](int j) const {
-    return {first.at[j], from.at[j], to.at[j], {w[0].at[j], w[1].at[j]}, {d[0].at[j], d[1].at[j]}, {}, T(0)};
+    return {first.at[j], from.at[j], to.at[j], {w[0].at[j], w[1].at[j]}, {d[0].at[j], d[1].at[j]}, {}, T(0), T(1)};
   }
 };
 

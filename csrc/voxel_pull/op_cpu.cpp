@@ -25,8 +25,8 @@ struct Maps {
   Tensors features, depth;
 
   Maps(const Tensors& features_, const Tensors& depth_probs, ScalarType wide) {
-    for (const Tensor& t : features_) features.push_back(rows(torch::stable::to(t, wide), 2));
-    for (const Tensor& t : depth_probs) depth.push_back(torch::stable::contiguous(torch::stable::to(t, wide)));
+    for (const Tensor& t : features_) features.push_back(rows(cast(t, wide), 2));
+    for (const Tensor& t : depth_probs) depth.push_back(torch::stable::contiguous(cast(t, wide)));
   }
   template <class T>
   std::vector<VoxelPullLevel<T>> levels() const {
@@ -53,7 +53,7 @@ Tensor voxel_pull_cpu(Tensors features, Tensors depth_probs, const Tensor& uvd) 
       run.forward(p, begin, end, scratch.get());
     });
   });
-  return torch::stable::to(out, features[0].scalar_type());
+  return cast(out, features[0].scalar_type());
 }
 
 // Enough bands for all threads: several for each of them, for they differ in work.
@@ -77,7 +77,7 @@ std::tuple<Tensors, Tensors, Tensor> voxel_pull_backward_cpu(const Tensor& grad,
   check_voxel_pull_grad(grad, features[0], uvd);
   const ScalarType wide = uvd.scalar_type(), stored = features[0].scalar_type();
   const Maps maps(features, depth_probs, wide);
-  const Tensor places = torch::stable::contiguous(uvd), cotangent = rows(torch::stable::to(grad, wide), 1);
+  const Tensor places = torch::stable::contiguous(uvd), cotangent = rows(cast(grad, wide), 1);
   const Tensor grad_uvd = mask[2] ? torch::stable::new_empty(uvd, uvd.sizes()) : not_wanted(uvd);
   Tensors grad_features, grad_depth;
   for (size_t l = 0; l < features.size(); ++l) {
@@ -107,10 +107,10 @@ std::tuple<Tensors, Tensors, Tensor> voxel_pull_backward_cpu(const Tensor& grad,
   });
   for (size_t l = 0; l < features.size(); ++l) {
     if (mask[0]) {
-      const Tensor image = torch::stable::to(features[l], wide);
-      grad_features[l] = torch::stable::to(from_rows(grad_features[l], image, 2), stored);
+      const Tensor image = cast(features[l], wide);
+      grad_features[l] = cast(from_rows(grad_features[l], image, 2), stored);
     }
-    if (mask[1]) grad_depth[l] = torch::stable::to(grad_depth[l], depth_probs[l].scalar_type());
+    if (mask[1]) grad_depth[l] = cast(grad_depth[l], depth_probs[l].scalar_type());
   }
   return {grad_features, grad_depth, grad_uvd};
 }

@@ -26,7 +26,7 @@ struct Maps {
 
   Maps(const Tensors& features_, const Tensors& depth_probs, ScalarType wide) {
     for (const Tensor& t : features_) features.push_back(pixel_rows(t));
-    for (const Tensor& t : depth_probs) depth.push_back(torch::stable::contiguous(torch::stable::to(t, wide)));
+    for (const Tensor& t : depth_probs) depth.push_back(torch::stable::contiguous(cast(t, wide)));
   }
   template <class S, class T>
   void give(VoxelPullCudaParams<S, T>& p) const {
@@ -124,7 +124,7 @@ std::tuple<Tensors, Tensors, Tensor> voxel_pull_backward_cuda(const Tensor& grad
   }
   for (size_t l = 0; l < features.size(); ++l) {
     if (mask[0]) grad_features[l] = from_pixel_rows(grad_features[l], features[l]);
-    if (mask[1]) grad_depth[l] = torch::stable::to(grad_depth[l], depth_probs[l].scalar_type());
+    if (mask[1]) grad_depth[l] = cast(grad_depth[l], depth_probs[l].scalar_type());
   }
   return {grad_features, grad_depth, grad_uvd};
 }
