@@ -27,6 +27,11 @@ PRESETS = {
     "uniform_lift_32ch": Preset(
         "as many points anywhere", {**VS0075, "frames": 1, "channels": 32, "uniform": True}, devices=CPU
     ),
+    "mim4d_lift_128ch": Preset(
+        "MIM4D at 0.1 m: 6 x 15 x 25 pixels, 118 depths, one frame, 128 channels, 5 x 128 x 128 cells",
+        {"pixels": (15, 25), "depths": 118, "grid": (5, 128, 128), "frames": 1, "channels": 128},
+        devices=(),
+    ),
     "mim4d_lift_4x256ch": Preset(
         "MIM4D at 0.075 m: 6 x 15 x 25 pixels, 118 depths, 4 frames, 256 channels",
         {**VS0075, "frames": 4, "channels": 256},

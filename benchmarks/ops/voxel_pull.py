@@ -28,6 +28,11 @@ PRESETS = {
         {"grid": (5, 32, 32), "levels": FPN[2:], "depths": 32, "channels": 32, "uniform": True},
         devices=CPU,
     ),
+    "mim4d_pull_2x128": Preset(
+        "MIM4D at 0.1 m: 81,920 voxels, six cameras, two levels, 128 channels",
+        {"grid": (5, 128, 128), "levels": FPN[2:], "depths": 64, "channels": 128},
+        devices=(),
+    ),
     "mim4d_pull_128": Preset(
         "MIM4D at 0.1 m: 81,920 voxels, six cameras, four levels, 128 channels",
         {"grid": (5, 128, 128), "levels": FPN, "depths": 64, "channels": 128},

@@ -200,3 +200,9 @@ def divide(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library = ctypes.CDLL(str(folder / "divide.so"))
     library.quotient.restype = ctypes.c_int64
     return library
+
+
+def test_forty_wrong_calls_are_named() -> None:
+    """``test_contract.py`` makes each of them."""
+    calls = INFO.wrong()
+    assert len({call.name for call in calls}) == len(calls) >= 40

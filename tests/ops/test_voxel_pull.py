@@ -100,3 +100,9 @@ def test_nothing_of_the_size_of_all_views_is_made() -> None:
     slack = 1 << 14  # what autograd and the profiler note themselves
     assert out.nbytes <= forward <= out.nbytes + rows + slack
     assert rows + bins <= backward <= 3 * rows + bins + slack
+
+
+def test_forty_wrong_calls_are_named() -> None:
+    """``test_contract.py`` makes each of them."""
+    calls = INFO.wrong()
+    assert len({call.name for call in calls}) == len(calls) >= 40

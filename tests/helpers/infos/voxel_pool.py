@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -58,23 +59,70 @@ def wrong() -> list[WrongCall]:
     depth, features, cells, grid = build(torch.Generator().manual_seed(0)).args
     cells[0, 0, 0, 0, 0], cells[0, 0, 0, 0, 1] = -1, 23
     other = ops.build_pool_index(cells, (4, 3, 2))
+    index = ops.build_pool_index(cells, grid)
     good = {"depth_probs": depth, "features": features, "cells": cells, "grid_shape": grid}
+    indexed = lambda **change: {"cells": dataclasses.replace(index, **change)}
+    points = r"\(2, 3, 5, 2, 3\)"  # the shape of the points
     rows: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+        ("no depth", {"depth_probs": None}, TypeError, r"depth_probs is NoneType, wanted a Tensor"),
+        ("depth list", {"depth_probs": [1.0]}, TypeError, r"depth_probs is list, wanted a Tensor"),
+        ("depth number", {"depth_probs": 0.5}, TypeError, r"depth_probs is float, wanted a Tensor"),
         ("rank", {"depth_probs": depth[0]}, ValueError, r"depth_probs has .*, wanted \(B, N, D, H, W\)"),
+        ("depth rank 6", {"depth_probs": depth[None]}, ValueError, r"depth_probs has .*, wanted \(B, N, D, H, W\)"),
+        ("depth integers", {"depth_probs": depth.long()}, TypeError, r"depth_probs is torch\.int64, wanted a floating"),
+        ("depth booleans", {"depth_probs": depth > 0}, TypeError, r"depth_probs is torch\.bool, wanted a floating"),
+        ("depth bins", {"depth_probs": depth[:, :, :4]}, ValueError, rf"cells has shape {points}, wanted \(2, 3, 4, 2"),
+        ("no features", {"features": None}, TypeError, r"features is NoneType, wanted a Tensor"),
+        ("features list", {"features": [features]}, TypeError, r"features is list, wanted a Tensor"),
         ("batch", {"features": features[:1]}, ValueError, r"features has .*, wanted \(2, 3, C, 2, 3\)"),
+        ("feature rank", {"features": features[0]}, ValueError, r"features has shape \(3, 4, 2, 3\), wanted \(2, 3, C"),
+        ("feature cameras", {"features": features[:, 1:]}, ValueError, r"features has shape \(2, 2, 4, 2, 3\), wanted"),
+        ("feature rows", {"features": features[..., :1, :]}, ValueError, r"features has shape \(2, 3, 4, 1, 3\), want"),
+        ("feature columns", {"features": features[..., :2]}, ValueError, r"features has shape \(2, 3, 4, 2, 2\), want"),
+        ("channels last", {"features": features.movedim(2, -1)}, ValueError, r"features has shape \(2, 3, 2, 3, 4\)"),
         ("integers", {"features": features.long()}, TypeError, r"features is torch\.int64, wanted a floating dtype"),
+        ("complex", {"features": features.cfloat()}, TypeError, r"features is torch\.complex64, wanted a floating dty"),
         ("device", {"features": features.to("meta")}, ValueError, "features is on meta, wanted cpu as depth_probs"),
+        ("no cells", {"cells": None}, TypeError, "cells is NoneType, wanted a Tensor"),
+        ("list", {"cells": [1, 2]}, TypeError, "cells is list, wanted a Tensor"),
         ("wide cells", {"cells": cells.long()}, TypeError, r"cells is torch\.int64, wanted torch\.int32"),
-        ("cameras", {"cells": cells[:, :1]}, ValueError, r"cells has .*, wanted \(2, 3, 5, 2, 3\)"),
+        ("narrow cells", {"cells": cells.short()}, TypeError, r"cells is torch\.int16, wanted torch\.int32"),
+        ("fractions", {"cells": cells.float()}, TypeError, r"cells is torch\.float32, wanted torch\.int32"),
+        ("flat cells", {"cells": cells.flatten()}, ValueError, r"cells has shape \(180,\), wanted \(B, N, D, H, W\)"),
+        ("items", {"cells": cells[:1]}, ValueError, rf"cells has shape \(1, 3, 5, 2, 3\), wanted {points}"),
+        ("cameras", {"cells": cells[:, :1]}, ValueError, rf"cells has shape \(2, 1, 5, 2, 3\), wanted {points}"),
+        ("bins", {"cells": cells[:, :, :4]}, ValueError, rf"cells has shape \(2, 3, 4, 2, 3\), wanted {points}"),
+        ("rows", {"cells": cells[..., :1, :]}, ValueError, rf"cells has shape \(2, 3, 5, 1, 3\), wanted {points}"),
+        ("columns", {"cells": cells[..., :1]}, ValueError, rf"cells has shape \(2, 3, 5, 2, 1\), wanted {points}"),
+        ("cells' device", {"cells": cells.to("meta")}, ValueError, "cells is on meta, wanted cpu as depth_probs"),
         ("beyond", {"cells": cells + 3}, ValueError, r"cells lie in \[2, \d+\], wanted \[-1, 23\] for \(2, 3, 4\)"),
         ("before", {"cells": cells - 1}, ValueError, r"cells lie in \[-2, \d+\], wanted \[-1, 23\] for \(2, 3, 4\)"),
-        ("list", {"cells": [1, 2]}, TypeError, "cells is list, wanted a Tensor"),
         ("other grid", {"cells": other}, ValueError, r"PoolIndex is for grid_shape \(4, 3, 2\), wanted \(2, 3, 4\)"),
-        ("two sizes", {"grid_shape": (2, 3)}, ValueError, r"grid_shape is \(2, 3\), wanted three sizes"),
-        ("no cell", {"grid_shape": (0, 3, 4)}, ValueError, r"grid_shape is \(0, 3, 4\), wanted three sizes"),
-        ("huge", {"grid_shape": (2048, 2048, 512)}, ValueError, r"cells .*wanted fewer than 2\^31 points and cells"),
+        ("other cells", indexed(cells=cells[:1]), ValueError, r"PoolIndex\.points has shape \(180,\), wanted \(90,\)"),
+        ("lost points", indexed(points=index.points[1:]), ValueError, r"PoolIndex\.points .*179,\), wanted \(180,\)"),
+        ("wide points", indexed(points=index.points.long()), TypeError, r"PoolIndex\.points is torch\.int64"),
+        ("lost starts", indexed(starts=index.starts[1:]), ValueError, r"PoolIndex\.starts .*48,\), wanted \(49,\)"),
+        ("wide starts", indexed(starts=index.starts.long()), TypeError, r"PoolIndex\.starts is torch\.int64"),
+        ("moved points", indexed(points=index.points.to("meta")), ValueError, r"PoolIndex\.points is on meta"),
+        ("moved starts", indexed(starts=index.starts.to("meta")), ValueError, r"PoolIndex\.starts is on meta"),
+        ("no points", indexed(points=None), TypeError, r"PoolIndex\.points is NoneType, wanted a Tensor"),
+        *wrong_grids(),
     ]  # fmt: skip
     return [WrongCall(name, (), good | change, error, words) for name, change, error, words in rows]
+
+
+def wrong_grids() -> list[tuple[str, dict[str, Any], type[Exception], str]]:
+    return [
+        ("two sizes", {"grid_shape": (2, 3)}, ValueError, r"grid_shape is \(2, 3\), wanted three sizes"),
+        ("four sizes", {"grid_shape": (1, 2, 3, 4)}, ValueError, r"grid_shape is \(1, 2, 3, 4\), wanted three sizes"),
+        ("no cell", {"grid_shape": (0, 3, 4)}, ValueError, r"grid_shape is \(0, 3, 4\), wanted three sizes"),
+        ("negative", {"grid_shape": (2, -3, 4)}, ValueError, r"grid_shape is \(2, -3, 4\), wanted three sizes"),
+        ("half a cell", {"grid_shape": (2, 3.5, 4)}, TypeError, r"grid_shape is \(2, 3\.5, 4\), wanted three sizes"),
+        ("no grid", {"grid_shape": None}, TypeError, r"grid_shape is None, wanted three sizes"),
+        ("one size", {"grid_shape": 24}, TypeError, r"grid_shape is 24, wanted three sizes"),
+        ("words", {"grid_shape": "2x3x4"}, TypeError, r"grid_shape is '2x3x4', wanted three sizes"),
+        ("huge", {"grid_shape": (2048, 2048, 512)}, ValueError, r"cells .*wanted fewer than 2\^31 points and cells"),
+    ]
 
 
 def odd() -> list[Odd]:
@@ -165,15 +213,23 @@ def sorted_points(cells: Tensor, grid_shape: Any) -> tuple[Tensor, Tensor, Tenso
 
 def wrong_index() -> list[WrongCall]:
     cells = build(torch.Generator().manual_seed(0)).args[2]
-    cells[0, 0, 0, 0, 0] = 24
-    return [
-        WrongCall(
-            "beyond", (cells, GRID), {}, ValueError, r"cells lie in \[-1, 24\], wanted \[-1, 23\] for \(2, 3, 4\)"
-        ),
-        WrongCall("wide cells", (cells.long(), GRID), {}, TypeError, r"cells is torch\.int64, wanted torch\.int32"),
-        WrongCall("rank", (cells[0], GRID), {}, ValueError, r"cells has shape .*, wanted \(B, N, D, H, W\)"),
-        WrongCall("two sizes", (cells, (2, 3)), {}, ValueError, r"grid_shape is \(2, 3\), wanted three sizes"),
-        WrongCall("huge", (cells, (2**11, 2**11, 2**9)), {}, ValueError, r"cells .*wanted fewer than 2\^31 points"),
+    far, low = cells.clone(), cells.clone()
+    far[0, 0, 0, 0, 0], low[0, 0, 0, 0, 0] = 24, -2
+    found = [
+        ("beyond", far, ValueError, r"cells lie in \[-1, 24\], wanted \[-1, 23\] for \(2, 3, 4\)"),
+        ("before", low, ValueError, r"cells lie in \[-2, \d+\], wanted \[-1, 23\] for \(2, 3, 4\)"),
+        ("nothing", None, TypeError, "cells is NoneType, wanted a Tensor"),
+        ("list", [1], TypeError, "cells is list, wanted a Tensor"),
+        ("an index", ops.build_pool_index(cells, GRID), TypeError, "cells is PoolIndex, wanted a Tensor"),
+        ("wide cells", cells.long(), TypeError, r"cells is torch\.int64, wanted torch\.int32"),
+        ("narrow cells", cells.to(torch.int8), TypeError, r"cells is torch\.int8, wanted torch\.int32"),
+        ("fractions", cells.float(), TypeError, r"cells is torch\.float32, wanted torch\.int32"),
+        ("rank", cells[0], ValueError, r"cells has shape .*, wanted \(B, N, D, H, W\)"),
+        ("rank 6", cells[None], ValueError, r"cells has shape .*, wanted \(B, N, D, H, W\)"),
+    ]
+    calls = [WrongCall(name, (value, GRID), {}, error, words) for name, value, error, words in found]
+    return calls + [
+        WrongCall(name, (cells, change["grid_shape"]), {}, error, words) for name, change, error, words in wrong_grids()
     ]
 
 

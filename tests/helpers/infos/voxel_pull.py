@@ -50,25 +50,69 @@ def oracle(features: list[Tensor], depth_probs: list[Tensor], uvd: Tensor) -> Te
 
 def wrong() -> list[WrongCall]:
     features, depth_probs, uvd = build(torch.Generator().manual_seed(0)).args
-    mixed = [*features[:2], features[2].float()]
-    fewer = [*features[:2], features[2][:, :, :2]]
+    changed = lambda maps, i, value: [*maps[:i], value, *maps[i + 1 :]]
+    image = lambda i, value: changed(features, i, value)
+    depth = lambda i, value: changed(depth_probs, i, value)
     rows: list[tuple[str, int, Any, type[Exception], str]] = [
         ("a tensor", 0, torch.zeros(2), TypeError, "features is Tensor, wanted a list of Tensors"),
+        ("no features", 0, None, TypeError, "features is NoneType, wanted a list of Tensors"),
+        ("a set", 0, {1}, TypeError, "features is set, wanted a list of Tensors"),
+        ("a number", 0, 3, TypeError, "features is int, wanted a list of Tensors"),
         ("no level", 0, [], ValueError, "features and depth_probs have 0 and 3 levels, wanted as many, at least 1"),
-        ("levels", 1, depth_probs[:1], ValueError, "features and depth_probs have 3 and 1 levels"),
+        ("feature levels", 0, features[:2], ValueError, "features and depth_probs have 2 and 3 levels, wanted as many"),
         ("nothing", 0, [None] * 3, TypeError, r"features\[0\] is NoneType, wanted a Tensor"),
-        ("pairs", 2, uvd[..., :2], ValueError, r"uvd has shape \(2, 3, 9, 2\), wanted \(B, N, V, 3\)"),
-        ("cameras", 2, torch.zeros(2, 4, 9, 3), ValueError, r"features\[0\] has .*, wanted \(2, 4, C, H, W\)"),
-        ("narrow uvd", 2, uvd.float(), TypeError, r"uvd is torch\.float32, wanted torch\.float64 with features of"),
-        ("device", 2, uvd.to("meta"), ValueError, r"depth_probs\[0\] is on cpu, wanted meta as uvd"),
+        ("one nothing", 0, image(1, None), TypeError, r"features\[1\] is NoneType, wanted a Tensor"),
+        ("rank", 0, image(0, features[0][0]), ValueError, r"features\[0\] has shape .*, wanted \(2, 3, C, H, W\)"),
+        ("later rank", 0, image(2, features[2][0]), ValueError, r"features\[2\] has shape .*, wanted \(2, 3, 4, H, W"),
+        ("items", 0, image(0, features[0][:1]), ValueError, r"features\[0\] has shape \(1, 3, 4, 3, 4\), wanted \(2, "),
+        ("later items", 0, image(1, features[1][:1]), ValueError, r"features\[1\] has shape \(1, 3, .*wanted \(2, 3, "),
+        ("views", 0, image(1, features[1][:, :2]), ValueError, r"features\[1\] has shape \(2, 2, .*wanted \(2, 3, 4"),
+        ("channels", 0, image(2, features[2][:, :, :2]), ValueError, r"features\[2\] has .*, wanted \(2, 3, 4, H, W\)"),
+        ("first channels", 0, image(0, features[0][:, :, :2]), ValueError, r"features\[1\] has .*wanted \(2, 3, 2, H,"),
+        ("last", 0, image(1, features[1].movedim(2, 4)), ValueError, r"features\[1\] has shape .*, wanted \(2, 3, 4, "),
+        ("dtypes", 0, image(2, features[2].float()), TypeError, r"\[2\] is torch\.float32, wanted torch\.float64 as f"),
+        ("feature integers", 0, [f.int() for f in features], TypeError, r"is torch\.(int32|float64), wanted"),
+        ("complex", 0, image(1, features[1].cfloat()), TypeError, r"features\[1\] is torch\.complex64, wanted a float"),
+        ("image device", 0, image(1, features[1].to("meta")), ValueError, r"features\[1\] is on meta, wanted cpu as u"),
+        ("one map", 1, torch.zeros(2), TypeError, "depth_probs is Tensor, wanted a list of Tensors"),
+        ("no depth", 1, None, TypeError, "depth_probs is NoneType, wanted a list of Tensors"),
+        ("no depth level", 1, [], ValueError, "features and depth_probs have 3 and 0 levels, wanted as many"),
+        ("levels", 1, depth_probs[:1], ValueError, "features and depth_probs have 3 and 1 levels"),
+        ("one no depth", 1, depth(2, "D"), TypeError, r"depth_probs\[2\] is str, wanted a Tensor"),
+        ("depth rank", 1, depth(0, depth_probs[0][0]), ValueError, r"depth_probs\[0\] has .*, wanted \(2, 3, D, H, W"),
+        ("depth items", 1, depth(1, depth_probs[1][:1]), ValueError, r"depth_probs\[1\] has shape \(1, 3, 3, 1, 1\)"),
+        ("depth views", 1, depth(1, depth_probs[1][:, :1]), ValueError, r"depth_probs\[1\] has shape \(2, 1, 3, 1, 1"),
+        ("bins", 1, depth(2, depth_probs[2][:, :, :2]), ValueError, r"depth_probs\[2\] .*, wanted \(2, 3, 3, 2, 3\)"),
         ("pixels", 1, [d[..., :-1] for d in depth_probs], ValueError, r"depth_probs\[0\] .*\(2, 3, 3, 3, 4\)"),
+        ("rows", 1, depth(0, depth_probs[0][..., :2, :]), ValueError, r"depth_probs\[0\] has shape \(2, 3, 3, 2, 4\)"),
         ("no bin", 1, [d[:, :, :0] for d in depth_probs], ValueError, r"depth_probs\[0\] .*wanted D, H and W >= 1"),
         ("integers", 1, [d.int() for d in depth_probs], TypeError, r"depth_probs\[0\] is torch\.int32"),
-        ("dtypes", 0, mixed, TypeError, r"features\[2\] is torch\.float32, wanted torch\.float64 as features\[0\]"),
-        ("channels", 0, fewer, ValueError, r"features\[2\] has shape \(2, 3, 2, 2, 3\), wanted \(2, 3, 4, H, W\)"),
+        ("booleans", 1, depth(1, depth_probs[1] > 0), TypeError, r"depth_probs\[1\] is torch\.bool, wanted a floating"),
+        ("depth device", 1, depth(2, depth_probs[2].to("meta")), ValueError, r"depth_probs\[2\] is on meta, wanted cp"),
+        ("no place", 2, None, TypeError, r"uvd is NoneType, wanted a Tensor \(B, N, V, 3\)"),
+        ("list of places", 2, [uvd], TypeError, r"uvd is list, wanted a Tensor \(B, N, V, 3\)"),
+        ("pairs", 2, uvd[..., :2], ValueError, r"uvd has shape \(2, 3, 9, 2\), wanted \(B, N, V, 3\)"),
+        ("place rank", 2, uvd[0], ValueError, r"uvd has shape \(3, 9, 3\), wanted \(B, N, V, 3\)"),
+        ("flat", 2, uvd.flatten(), ValueError, r"uvd has shape \(162,\), wanted \(B, N, V, 3\)"),
+        ("a grid", 2, uvd.view(2, 3, 3, 3, 3), ValueError, r"uvd has shape \(2, 3, 3, 3, 3\), wanted \(B, N, V, 3\)"),
+        ("cameras", 2, torch.zeros(2, 4, 9, 3), ValueError, r"features\[0\] has .*, wanted \(2, 4, C, H, W\)"),
+        ("batch", 2, torch.zeros(1, 3, 9, 3), ValueError, r"features\[0\] has .*, wanted \(1, 3, C, H, W\)"),
+        ("narrow uvd", 2, uvd.float(), TypeError, r"uvd is torch\.float32, wanted torch\.float64 with features of"),
+        ("half uvd", 2, uvd.half(), TypeError, r"uvd is torch\.float16, wanted torch\.float64 with features of"),
+        ("whole uvd", 2, uvd.long(), TypeError, r"uvd is torch\.int64, wanted torch\.float64 with features of"),
+        ("device", 2, uvd.to("meta"), ValueError, r"depth_probs\[0\] is on cpu, wanted meta as uvd"),
     ]  # fmt: skip
     good = (features, depth_probs, uvd)
-    return [WrongCall(n, (*good[:i], value, *good[i + 1 :]), {}, e, words) for n, i, value, e, words in rows]
+    calls = [WrongCall(n, (*good[:i], value, *good[i + 1 :]), {}, e, words) for n, i, value, e, words in rows]
+    empty = [f[..., :0] for f in features], [d[..., :0] for d in depth_probs], uvd
+    wide = [f.float() for f in features], depth_probs, uvd.float()
+    return [
+        *calls,
+        WrongCall("no pixel", empty, {}, ValueError, r"depth_probs\[0\] .*wanted D, H and W >= 1"),
+        WrongCall(
+            "wide depth", wide, {}, TypeError, r"depth_probs\[0\] is torch\.float64, wanted float16, bfloat16 or fl"
+        ),
+    ]
 
 
 def odd() -> list[Odd]:
