@@ -33,7 +33,8 @@ CACHE = ROOT / "build" / "triton"
 
 def modules() -> list[str]:
     """The files of mim4d.kernels."""
-    return [str(path) for folder in mim4d.kernels.__path__ for path in sorted(Path(folder).glob("[a-z]*.py"))]
+    paths = (path for folder in mim4d.kernels.__path__ for path in sorted(Path(folder).glob("*.py")))
+    return [str(path) for path in paths if path.stem != "__init__"]
 
 
 def load(path: str) -> ModuleType:
@@ -48,18 +49,29 @@ def load(path: str) -> ModuleType:
     return sys.modules[name]
 
 
-def unlisted(module: ModuleType) -> list[str]:
-    """@triton.jit functions of a module that none of its VARIANTS compiles, neither as a kernel nor as its helper."""
+def _variants(module: ModuleType) -> tuple[Variant, ...]:
+    return getattr(module, "VARIANTS", ())
+
+
+def unlisted(modules: Sequence[ModuleType]) -> list[str]:
+    """@triton.jit functions of these modules that none of their VARIANTS compiles, neither as a kernel nor as its
+    helper."""
     from triton import JITFunction
 
-    own = lambda value: isinstance(value, JITFunction) and value.__module__ == module.__name__
-    functions = {name: value for name, value in vars(module).items() if own(value)}
-    ahead = {variant.kernel.__name__ for variant in getattr(module, "VARIANTS", ())}
-    reached: set[str] = set()
+    ahead = [variant.kernel for module in modules for variant in _variants(module)]
+    reached = set()
     while ahead:
-        reached |= ahead
-        ahead = {name for f in ahead for name in functions[f].fn.__code__.co_names if name in functions} - reached
-    return sorted(set(functions) - reached)
+        function = ahead.pop().fn
+        if function not in reached:
+            reached.add(function)
+            called = (function.__globals__.get(name) for name in function.__code__.co_names)
+            ahead += [value for value in called if isinstance(value, JITFunction)]
+    found = []
+    for module in modules:
+        own = [v for v in vars(module).values() if isinstance(v, JITFunction) and v.__module__ == module.__name__]
+        names = sorted(v.__name__ for v in own if v.fn not in reached)
+        found += [f"{Path(str(module.__file__)).name}: no entry of VARIANTS compiles {name}" for name in names]
+    return found
 
 
 def compiled(path: str, index: int, arch: str) -> Kernel:
@@ -130,12 +142,9 @@ def survey(archs: Sequence[str] = ARCHS, files: Iterable[str] | None = None) -> 
     """Every variant of every file on every architecture; and the problems: kernels that do not compile, spill, or are
     named by no list. Compiles in as many processes as there are cores."""
     os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE))
-    jobs, problems = [], []
-    for path in modules() if files is None else files:
-        module = load(path)
-        variants = getattr(module, "VARIANTS", ())
-        problems += [f"{Path(path).name}: no entry of VARIANTS compiles {name}" for name in unlisted(module)]
-        jobs += [(path, index, arch) for index in range(len(variants)) for arch in archs]
+    paths = modules() if files is None else list(files)
+    problems = unlisted([load(path) for path in paths])
+    jobs = [(p, index, arch) for p in paths for index in range(len(_variants(load(p)))) for arch in archs]
     with ProcessPoolExecutor(min(len(os.sched_getaffinity(0)), len(jobs) or 1)) as pool:
         results = list(pool.map(_attempt, jobs, chunksize=len(archs)))
     kernels = [result for result in results if isinstance(result, Kernel)]

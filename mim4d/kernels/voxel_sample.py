@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.voxel_sample import BICUBIC, BORDER, SMOOTHSTEP, TRICUBIC, TRILINEAR, ZEROS
-from . import INTERPRETED, Variant
+from . import INTERPRETED, OPTIONS, Variant, check_devices
 
 A = tl.constexpr(-0.75)  # Keys' parameter. Always the right operand: the interpreter keeps `A * s` a constant
 
@@ -242,9 +242,6 @@ def backward_kernel(
 
 # ---- launch
 
-# Products and sums may fuse, as in the CUDA kernels: said aloud because the default of Triton is about to change.
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
-
 
 def constants(
     C: int, dtype: torch.dtype, mode: int, padding_mode: int, align_corners: bool, *, most: int
@@ -327,13 +324,7 @@ def _check(volume: Tensor, points: Tensor, grad: Tensor | None = None) -> None:
         volume.is_floating_point() and points.dtype == wide and (grad is None or grad.dtype == volume.dtype),
         lambda: f"mim4d_triton::voxel_sample: dtypes {[t.dtype for t in given]}",
     )
-    torch._check(
-        len({t.device for t in given}) == 1 and (INTERPRETED or volume.device.type != "cpu"),
-        lambda: (
-            f"mim4d_triton::voxel_sample: tensors on {[str(t.device) for t in given]}; Triton reads CPU tensors in "
-            "its interpreter alone (TRITON_INTERPRET=1 before mim4d is imported)"
-        ),
-    )
+    check_devices("voxel_sample", given)
 
 
 # ---- what a test compiles for GPUs that are not there

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._library import define
+from .._library import define, define_triton
 from ..reference import ms_deform_attn as reference
 from . import _check
 from ._formula import like, wanted
@@ -63,8 +63,11 @@ def ms_deform_attn(
     for name, t in (("sampling_locations", locations), ("attention_weights", attention_weights)):
         _check.device(_OP, name, t, value.device, "value")
     args = (value, shapes, starts, locations, attention_weights)
-    if backends.choose(_OP, device=value.device, dtype=value.dtype) == "reference":
+    backend = backends.choose(_OP, device=value.device, dtype=value.dtype)
+    if backend == "reference":
         return reference.ms_deform_attn(*args)
+    if backend == "triton":
+        return torch.ops.mim4d_triton.ms_deform_attn.default(*args)
     return torch.ops.mim4d.ms_deform_attn.default(*args)
 
 
@@ -124,12 +127,18 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _first_order(torch.ops.mim4d.ms_deform_attn_backward.default, ctx, grad)
+
+
+def _backward_triton(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _first_order(torch.ops.mim4d_triton.ms_deform_attn_backward.default, ctx, grad)
+
+
+def _first_order(op: Any, ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return None, None, None, None, None
     needs = [ctx.needs_input_grad[i] for i in (0, 3, 4)]
-    by_value, by_location, by_weight = wanted(
-        torch.ops.mim4d.ms_deform_attn_backward.default(grad, *ctx.saved_tensors, needs), needs
-    )
+    by_value, by_location, by_weight = wanted(op(grad, *ctx.saved_tensors, needs), needs)
     return by_value, None, None, by_location, by_weight
 
 
@@ -149,3 +158,46 @@ define(
     reference=reference.ms_deform_attn_backward,
     fake=_fake_backward,
 )
+
+
+# ---- Triton
+
+
+def _triton(*args: Any) -> Tensor:
+    from ..kernels import ms_deform_attn as kernels
+
+    return kernels.ms_deform_attn(*args)
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from ..kernels import ms_deform_attn as kernels
+
+    return kernels.ms_deform_attn_backward(*args)
+
+
+define_triton(
+    f"ms_deform_attn({_ARGS}) -> Tensor",
+    kernel=_triton,
+    fake=_fake,
+    backward=_backward_triton,
+    setup_context=_setup,
+)
+define_triton(
+    f"ms_deform_attn_backward(Tensor grad, {_ARGS}, bool[3] mask) -> (Tensor, Tensor, Tensor)",
+    kernel=_triton_backward,
+    fake=_fake_backward,
+)
+
+
+# ---- backends
+
+
+def _triton_can_run(dtype: torch.dtype) -> str | None:
+    if torch.are_deterministic_algorithms_enabled():
+        return "its backward adds in no fixed order, and torch.use_deterministic_algorithms is on"
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
+    return None
+
+
+backends.register(_OP, "triton", _triton_can_run)
