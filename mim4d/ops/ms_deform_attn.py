@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from . import _check
 from ._formula import like, wanted
 
 _OP = "ms_deform_attn"
+_MOST = 2**24  # cells along an axis, and one
 
 
 def ms_deform_attn(
@@ -83,23 +84,28 @@ def _levels(
         raise ValueError(f"mim4d.ops.{_OP}: {got}, wanted at least 1 of both")
     if known_shapes is None:
         return shapes, starts
-    if any(size < 1 for pair in known_shapes for size in pair):
-        raise ValueError(f"mim4d.ops.{_OP}: spatial_shapes is {known_shapes}, wanted sizes of at least 1")
+    if any(not 1 <= size < _MOST for pair in known_shapes for size in pair):  # more is not exact in float32
+        raise ValueError(f"mim4d.ops.{_OP}: spatial_shapes is {known_shapes}, wanted sizes of 1 to {_MOST - 1}")
     cells = [h * w for h, w in known_shapes]
     if sum(cells) != S:
         raise ValueError(f"mim4d.ops.{_OP}: value has S = {S}, wanted {sum(cells)} for spatial_shapes {known_shapes}")
-    if known_starts is not None and any(not 0 <= first <= S - n for first, n in zip(known_starts, cells, strict=True)):
-        raise ValueError(f"mim4d.ops.{_OP}: level_start_index is {known_starts}, wanted every level inside S = {S}")
+    if known_starts is not None:
+        if any(not 0 <= first <= S - n for first, n in zip(known_starts, cells, strict=True)):
+            got = f"level_start_index is {known_starts}"
+            raise ValueError(f"mim4d.ops.{_OP}: {got}, wanted every level inside S = {S}")
+        ends = [0] + [first + n for first, n in sorted(zip(known_starts, cells, strict=True))]
+        if sorted(known_starts) != ends[:-1]:
+            got = f"level_start_index is {known_starts} for spatial_shapes {known_shapes}"
+            raise ValueError(f"mim4d.ops.{_OP}: {got}, wanted levels that do not overlap")
     return shapes, starts
 
 
 def _ints(name: str, given: Any, value: Tensor, *shape: int | str) -> tuple[Tensor, list[Any] | None]:
     """As an int64 tensor, and as a list where its values may be read."""
     if not isinstance(given, Tensor):
-        pairs: Callable[[Any], list[Any]] = lambda given: [_check.ints(pair) for pair in given]
-        rows = _check.ints if len(shape) == 1 else pairs
-        listed: list[Any] = _check.converted(_OP, name, given, rows, f"whole numbers ({', '.join(map(str, shape))})")
-        found = torch.tensor(listed, dtype=torch.int64)
+        rows, words = (_pairs, "pairs of whole numbers (H, W)") if len(shape) == 2 else (_row, "whole numbers (L,)")
+        listed: list[Any] = _check.converted(_OP, name, given, rows, words)
+        found = torch.tensor(listed, dtype=torch.int64).view(-1, *[2] * (len(shape) - 1))
         _check.tensor(_OP, name, found, *shape)
         return found, listed
     if given.dtype not in (torch.int64, torch.int32):
@@ -108,6 +114,20 @@ def _ints(name: str, given: Any, value: Tensor, *shape: int | str) -> tuple[Tens
     if given.device.type != "cpu":
         _check.device(_OP, name, given, value.device, "value, or the CPU")
     return given.long(), given.tolist() if _check.readable(given) else None
+
+
+def _row(given: Any) -> list[int]:
+    row = _check.ints(given)
+    if any(not -(2**63) <= x < 2**63 for x in row):
+        raise ValueError
+    return row
+
+
+def _pairs(given: Any) -> list[list[int]]:
+    pairs = [_row(pair) for pair in given]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError
+    return pairs
 
 
 def _fake(value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -192,12 +212,17 @@ define_triton(
 # ---- backends
 
 
-def _triton_can_run(dtype: torch.dtype) -> str | None:
-    if torch.are_deterministic_algorithms_enabled():
-        return "its backward adds in no fixed order, and torch.use_deterministic_algorithms is on"
+def _native_can_run(dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
     return None
 
 
+def _triton_can_run(dtype: torch.dtype) -> str | None:
+    if torch.are_deterministic_algorithms_enabled():
+        return "its backward adds in no fixed order, and torch.use_deterministic_algorithms is on"
+    return _native_can_run(dtype)
+
+
+backends.register(_OP, "cpu", _native_can_run)
 backends.register(_OP, "triton", _triton_can_run)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.infos.ms_deform_attn import INFO
@@ -12,8 +15,10 @@ from helpers.infos.ms_deform_attn import PYRAMID as SHAPES
 from torch import Tensor
 
 import mim4d.ops as ops
+from mim4d.reference import ms_deform_attn as reference
 
 RAW = torch.ops.mim4d.ms_deform_attn.default
+BACKWARD = torch.ops.mim4d.ms_deform_attn_backward.default
 NAMES = ("value", "sampling_locations", "attention_weights")
 
 
@@ -23,7 +28,7 @@ def case(**sizes: Any) -> dict[str, Any]:
 
 def by_wrapper(args: dict[str, Any]) -> Tensor:
     with ops.use_backend("reference"):
-        return ops.ms_deform_attn(**args)
+        return ops.ms_deform_attn(*args.values())
 
 
 def raw(args: dict[str, Any]) -> Tensor:
@@ -120,11 +125,130 @@ def test_second_order_through_the_reference() -> None:
     assert torch.autograd.gradgradcheck(lambda *x: by_wrapper({**args, **dict(zip(NAMES, x, strict=True))}), inputs)
 
 
-def test_a_wrong_level_is_dropped_where_nobody_checks() -> None:
-    """Below the wrapper, as on a GPU: taps that leave S are not followed."""
+def by_numbers(value: Any, shapes: Any, starts: Any, locations: Any, weights: Any, grad: Any) -> list[Any]:
+    """Result and gradients, number by number: the formula and the adjoint of docs/ops/ms_deform_attn.md."""
+    B, _, M, D = value.shape
+    _, Q, _, L, P, _ = locations.shape
+    out, by_value = np.zeros((B, Q, M, D)), np.zeros_like(value)
+    by_location, by_weight = np.zeros_like(locations), np.zeros_like(weights)
+    for b, q, m, l, p in np.ndindex(B, Q, M, L, P):
+        (H, W), start, a = shapes[l], starts[l], weights[b, q, m, l, p]
+        x, y = locations[b, q, m, l, p, 0] * W - 0.5, locations[b, q, m, l, p, 1] * H - 0.5
+        if not (-1 < x < W and -1 < y < H):
+            continue
+        for i, j in itertools.product((math.floor(x), math.floor(x) + 1), (math.floor(y), math.floor(y) + 1)):
+            if not (0 <= i < W and 0 <= j < H):
+                continue
+            near_x, near_y = 1 - abs(x - i), 1 - abs(y - j)
+            slope_x, slope_y = (1.0 if i > x else -1.0), (1.0 if j > y else -1.0)
+            cell = b, start + j * W + i, m
+            product = value[cell] @ grad[b, q, m]
+            out[b, q, m] += a * near_x * near_y * value[cell]
+            by_value[cell] += a * near_x * near_y * grad[b, q, m]
+            by_weight[b, q, m, l, p] += near_x * near_y * product
+            by_location[b, q, m, l, p] += a * product * np.array([W * slope_x * near_y, H * slope_y * near_x])
+    return [out.reshape(B, Q, M * D), by_value, by_location, by_weight]
+
+
+def borders(W: int) -> list[float]:
+    """In cells: the borders of all cells and of the map, half a cell and a hair beyond it, and far away."""
+    return [
+        *range(W + 1),
+        -0.49999,
+        -0.500001,
+        W + 0.49999,
+        W + 0.500001,
+        -3.0,
+        W + 40.0,
+        1e9,
+        -1e30,
+        math.inf,
+        math.nan,
+    ]
+
+
+@PATHS
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 1e-5)])  # measured: 8e-16, 4e-7
+@pytest.mark.parametrize("D", [1, 3, 5, 16])
+def test_borders_number_by_number(run: Callable[..., Tensor], dtype: torch.dtype, bound: float, D: int) -> None:
+    shapes, starts, M = [(3, 4), (1, 1), (1, 5)], [0, 12, 13], 2
+    g = torch.Generator().manual_seed(D)
+    rand = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64).to(dtype)
+    places = list(itertools.product(borders(4), borders(3)))
+    locations = torch.tensor(places, dtype=torch.float64).view(1, -1, 1, 1, 1, 2) / torch.tensor([4.0, 3.0])
+    locations = locations.to(dtype).expand(1, len(places), M, len(shapes), 1, 2)
+    size = torch.tensor([[w, h] for h, w in shapes], dtype=torch.float64)
+    centre = (locations.double() * size[:, None] - 0.5).frac() == 0  # a kink: 1/2 of the one cell of a level
+    locations = torch.where(centre, locations + 0.01, locations)
+    value, weights = rand(1, 18, M, D), rand(1, len(places), M, len(shapes), 1)
+    leaves = [t.contiguous().requires_grad_() for t in (value, locations, weights)]
+    out = run(dict(enumerate((leaves[0], torch.tensor(shapes), torch.tensor(starts), *leaves[1:]))))
+    grad = rand(1, len(places), M * D)
+    found = [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+    as_numbers = [t.detach().double().numpy() for t in (*leaves, grad.view(1, len(places), M, D))]
+    wanted = by_numbers(as_numbers[0], shapes, starts, *as_numbers[1:])
+    for got, want in zip(found, wanted, strict=True):
+        assert np.abs(got.double().numpy() - want).max() <= bound * np.abs(want).max()
+
+
+def wrong_level() -> tuple[dict[str, Any], dict[str, Any]]:
+    """A call whose last level lies far beyond S, and the same without this level."""
     args = case(B=1)
     args["level_start_index"] = torch.tensor([0, 12, 1_000_000])
     fewer = {**args, "level_start_index": torch.tensor([0, 12, 13])}
     fewer["attention_weights"] = args["attention_weights"].clone()
     fewer["attention_weights"][:, :, :, 2] = 0
-    torch.testing.assert_close(RAW(*args.values()), RAW(*fewer.values()))
+    return args, fewer
+
+
+def test_a_wrong_level_is_dropped_where_nobody_checks() -> None:
+    """Below the wrapper, as on a GPU: what leaves S is not followed."""
+    args, fewer = wrong_level()
+    torch.testing.assert_close(reference.ms_deform_attn(*args.values()), reference.ms_deform_attn(*fewer.values()))
+
+
+@pytest.mark.parametrize(
+    "starts, words",
+    [
+        ([0, 12, 1_000_000], "level_start_index has a level at 1000000, wanted it at 13"),
+        ([0, 12, 12], "level_start_index has a level at 12, wanted it at 13"),
+        ([0, 12, -1], "level_start_index has a level at -1, wanted it at 0"),
+        ([1, 13, 14], "level_start_index has a level at 1, wanted it at 0"),
+    ],
+)
+def test_the_cpu_refuses_wrong_levels_by_itself(starts: list[int], words: str) -> None:
+    """Compiled code has no wrapper that could look at values; the kernel looks."""
+    args = case(B=1) | {"level_start_index": torch.tensor(starts)}
+    with pytest.raises(RuntimeError, match=words):
+        raw(args)
+    locations, weights = args["sampling_locations"], args["attention_weights"]
+    grad = torch.zeros(1, locations.shape[1], args["value"].shape[2] * args["value"].shape[3]).double()
+    levels = args["spatial_shapes"], args["level_start_index"]
+    with pytest.raises(RuntimeError, match=words):
+        BACKWARD(grad, args["value"], *levels, locations, weights, [True] * 3)
+
+
+@pytest.mark.parametrize("sizes", [{"Q": 40}, {"Q": 40, "B": 1, "M": 1}, {"Q": 9, "P": 50, "D": 3}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_same_bits_for_any_number_of_threads(sizes: dict[str, int], dtype: torch.dtype) -> None:
+    """More threads than heads share out the cells too. P = 50: a row of more points than a block holds."""
+    args = {k: v.to(dtype) if v.is_floating_point() else v for k, v in case(**sizes).items()}
+    leaves = [args[k].requires_grad_() for k in NAMES]
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7, 16):
+            torch.set_num_threads(threads)
+            out = raw(args)
+            found.append([out.detach(), *torch.autograd.grad(out.square().sum(), leaves)])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_forty_wrong_calls_have_words_of_their_own() -> None:
+    """That each is refused in words is the contract's matter."""
+    calls = INFO.wrong()
+    assert len({call.name for call in calls}) == len(calls) >= 40

@@ -62,26 +62,83 @@ NAMES = ("value", "spatial_shapes", "level_start_index", "sampling_locations", "
 
 def wrong() -> list[WrongCall]:
     good = dict(zip(NAMES, build(torch.Generator().manual_seed(0)).args, strict=True))
-    value, shapes, locations, weights = (good[n] for n in NAMES if n != "level_start_index")
-    rows: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-        ("rank", {"value": value.flatten(2)}, ValueError, r"value has shape \(2, 23, 10\), wanted \(B, S, M, D\)"),
-        ("integers", {"value": value.int()}, TypeError, r"value is torch\.int32, wanted a floating dtype"),
-        ("no cell", {"value": value[:, :0]}, ValueError, "value has S = 0 and .*, wanted at least 1"),
-        ("cells", {"value": value[:, 1:]}, ValueError, "value has S = 22, wanted 23 for spatial_shapes"),
-        ("floats", {"spatial_shapes": shapes.float()}, TypeError, r"spatial_shapes is .*float32, wanted torch\.int64"),
-        ("triples", {"spatial_shapes": shapes.new_ones(3, 3)}, ValueError, r"spatial_shapes has .*, wanted \(L, 2\)"),
-        ("flat", {"spatial_shapes": [(4, 3), (1, 1), (0, 5)]}, ValueError, r"spatial_shapes is .*\[0, 5\].*sizes"),
-        ("shapes on meta", {"spatial_shapes": shapes.to("meta")}, ValueError, "spatial_shapes is on meta, wanted cpu"),
-        ("two starts", {"level_start_index": (0, 12)}, ValueError, r"level_start_index has .*, wanted \(3,\)"),
-        ("late", {"level_start_index": (0, 12, 14)}, ValueError, r"level_start_index is \[0, 12, 14\], wanted"),
-        ("early", {"level_start_index": (-1, 12, 13)}, ValueError, r"level_start_index is \[-1, 12, 13\], wanted"),
-        ("levels", {"sampling_locations": locations[:, :, :, :2]}, ValueError, r"sampling_.*\(2, Q, 2, 3, P, 2\)"),
-        ("narrow", {"sampling_locations": locations.float()}, TypeError, r"sampling_locations is .*, wanted .*64"),
-        ("points", {"attention_weights": weights[..., :1]}, ValueError, r"attention_weights .*\(2, 3, 2, 3, 4\)"),
-        ("nothing", {"attention_weights": None}, TypeError, "attention_weights is NoneType, wanted a Tensor"),
-        ("device", {"attention_weights": weights.to("meta")}, ValueError, "attention_weights is on meta, wanted cpu"),
-    ]  # fmt: skip
-    return [WrongCall(name, (), good | change, error, words) for name, change, error, words in rows]
+    value, shapes, starts, locations, weights = (good[n] for n in NAMES)
+    found = []
+
+    def row(name: str, argument: str, bad: Any, error: type[Exception], words: str) -> None:
+        found.append(WrongCall(f"{argument}-{name}", (), good | {argument: bad}, error, words))
+
+    row("nothing", "value", None, TypeError, "value is NoneType, wanted a Tensor")
+    row("list", "value", value.tolist(), TypeError, "value is list, wanted a Tensor")
+    row("rank-3", "value", value.flatten(2), ValueError, r"value has shape \(2, 23, 10\), wanted \(B, S, M, D\)")
+    row("rank-5", "value", value[None], ValueError, r"value has shape .*, wanted \(B, S, M, D\)")
+    row("integers", "value", value.int(), TypeError, r"value is torch\.int32, wanted a floating dtype")
+    row("flags", "value", value > 0, TypeError, r"value is torch\.bool, wanted a floating dtype")
+    row("complex", "value", value + 0j, TypeError, r"value is torch\.complex128, wanted a floating dtype")
+    row("no-cell", "value", value[:, :0], ValueError, "value has S = 0 and .*, wanted at least 1")
+    row("few-cells", "value", value[:, 1:], ValueError, "value has S = 22, wanted 23 for spatial_shapes")
+    row("many-cells", "value", value.repeat(1, 2, 1, 1), ValueError, "value has S = 46, wanted 23 for spatial_shapes")
+
+    name = "spatial_shapes"
+    row("nothing", name, None, TypeError, "spatial_shapes is None, wanted pairs of whole numbers")
+    row("one-number", name, 23, TypeError, "spatial_shapes is 23, wanted pairs")
+    row("text", name, "4x3", TypeError, "spatial_shapes is '4x3', wanted pairs")
+    row("flat", name, (4, 3, 1, 1, 2, 5), TypeError, r"spatial_shapes is \(4, .*, wanted pairs")
+    row("ragged", name, ((4, 3), (1,), (2, 5)), TypeError, r"spatial_shapes is .*, wanted pairs")
+    row("triples-listed", name, ((4, 3, 1),) * 3, TypeError, r"spatial_shapes is .*, wanted pairs")
+    row("fractions", name, ((4.0, 3.0), (1.0, 1.0), (2.0, 5.0)), TypeError, r"spatial_shapes is .*, wanted pairs")
+    row("beyond-int64", name, ((4, 3), (1, 1), (2, 2**63)), TypeError, r"spatial_shapes is .*, wanted pairs")
+    row("no-level", name, (), ValueError, r"level_start_index has shape \(3,\), wanted \(0,\)")
+    row("no-height", name, [(4, 3), (1, 1), (0, 5)], ValueError, r"spatial_shapes is .*\[0, 5\].*wanted sizes of 1")
+    row("minus", name, [(4, 3), (1, 1), (-2, -5)], ValueError, r"spatial_shapes is .*\[-2, -5\].*sizes of 1")
+    row("too-wide", name, [(4, 3), (1, 1), (1, 2**24)], ValueError, r"spatial_shapes is .*16777216.*to 16777215")
+    row("floats", name, shapes.float(), TypeError, r"spatial_shapes is torch\.float32, wanted torch\.int64")
+    row("int16", name, shapes.short(), TypeError, r"spatial_shapes is torch\.int16, wanted torch\.int64")
+    row("triples", name, shapes.new_ones(3, 3), ValueError, r"spatial_shapes has .*, wanted \(L, 2\)")
+    row("rank-1", name, shapes.flatten(), ValueError, r"spatial_shapes has shape \(6,\), wanted \(L, 2\)")
+    row("transposed", name, shapes.flip(1)[:2], ValueError, r"level_start_index has shape \(3,\), wanted \(2,\)")
+    row("on-meta", name, shapes.to("meta"), ValueError, "spatial_shapes is on meta, wanted cpu")
+
+    name = "level_start_index"
+    row("nothing", name, None, TypeError, "level_start_index is None, wanted whole numbers")
+    row("text", name, "abc", TypeError, "level_start_index is 'abc', wanted whole numbers")
+    row("fractions", name, (0.0, 12.0, 13.0), TypeError, "level_start_index is .*, wanted whole numbers")
+    row("pairs", name, ((0, 12), (12, 13), (13, 23)), TypeError, "level_start_index is .*, wanted whole numbers")
+    row("two", name, (0, 12), ValueError, r"level_start_index has shape \(2,\), wanted \(3,\)")
+    row("four", name, (0, 12, 13, 23), ValueError, r"level_start_index has shape \(4,\), wanted \(3,\)")
+    row("rank-2", name, starts[None], ValueError, r"level_start_index has shape \(1, 3\), wanted \(3,\)")
+    row("floats", name, starts.double(), TypeError, r"level_start_index is torch\.float64, wanted torch\.int64")
+    row("late", name, (0, 12, 14), ValueError, r"level_start_index is \[0, 12, 14\], wanted every level inside S = 23")
+    row("early", name, (-1, 12, 13), ValueError, r"level_start_index is \[-1, 12, 13\], wanted every level inside")
+    row("tensor-late", name, starts + 1, ValueError, r"level_start_index is \[1, 13, 14\], wanted every level inside")
+    row("overlap", name, (0, 12, 12), ValueError, r"level_start_index is \[0, 12, 12\] .*that do not overlap")
+    row("all-zero", name, starts * 0, ValueError, r"level_start_index is \[0, 0, 0\] .*that do not overlap")
+    row("on-meta", name, starts.to("meta"), ValueError, "level_start_index is on meta, wanted cpu")
+
+    name = "sampling_locations"
+    row("nothing", name, None, TypeError, "sampling_locations is NoneType, wanted a Tensor")
+    row("rank-5", name, locations.flatten(3, 4), ValueError, r"sampling_locations has .*\(2, Q, 2, 3, P, 2\)")
+    row("triples", name, locations.new_zeros(2, 3, 2, 3, 4, 3), ValueError, r"sampling_.*\(2, Q, 2, 3, P, 2\)")
+    row("items", name, locations[:1], ValueError, r"sampling_locations has .*, wanted \(2, Q, 2, 3, P, 2\)")
+    row("heads", name, locations[:, :, :1], ValueError, r"sampling_locations has .*, wanted \(2, Q, 2, 3, P, 2\)")
+    row("levels", name, locations[:, :, :, :2], ValueError, r"sampling_locations has .*, wanted \(2, Q, 2, 3, P, 2\)")
+    row(
+        "narrow", name, locations.float(), TypeError, r"sampling_locations is .*, wanted torch\.float64 with a value of"
+    )
+    row("half", name, locations.half(), TypeError, r"sampling_locations is torch\.float16, wanted torch\.float64")
+    row("integers", name, locations.long(), TypeError, r"sampling_locations is torch\.int64, wanted torch\.float64")
+    row("on-meta", name, locations.to("meta"), ValueError, "sampling_locations is on meta, wanted cpu")
+
+    name = "attention_weights"
+    row("nothing", name, None, TypeError, "attention_weights is NoneType, wanted a Tensor")
+    row("flat", name, weights.flatten(3), ValueError, r"attention_weights has .*, wanted \(2, 3, 2, 3, 4\)")
+    row("points", name, weights[..., :1], ValueError, r"attention_weights has .*, wanted \(2, 3, 2, 3, 4\)")
+    row("queries", name, weights[:, 1:], ValueError, r"attention_weights has .*, wanted \(2, 3, 2, 3, 4\)")
+    row("integers", name, weights.int(), TypeError, r"attention_weights is torch\.int32, wanted a floating dtype")
+    row("on-meta", name, weights.to("meta"), ValueError, "attention_weights is on meta, wanted cpu")
+    narrow = good | {"value": value.float(), "sampling_locations": locations.float()}
+    words = r"attention_weights is torch\.float64, wanted float16, bfloat16 or float32"
+    return [*found, WrongCall("attention_weights-wide", (), narrow, TypeError, words)]
 
 
 def odd() -> list[Odd]:
