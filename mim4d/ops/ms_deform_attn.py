@@ -224,5 +224,6 @@ def _triton_can_run(dtype: torch.dtype) -> str | None:
     return _native_can_run(dtype)
 
 
-backends.register(_OP, "cpu", _native_can_run)
+for _backend in ("cpu", "cuda"):
+    backends.register(_OP, _backend, _native_can_run)
 backends.register(_OP, "triton", _triton_can_run)

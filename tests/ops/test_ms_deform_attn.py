@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import simt
 from helpers.infos.ms_deform_attn import INFO
 from helpers.infos.ms_deform_attn import PYRAMID as SHAPES
 from torch import Tensor
@@ -204,6 +205,8 @@ def wrong_level() -> tuple[dict[str, Any], dict[str, Any]]:
 def test_a_wrong_level_is_dropped_where_nobody_checks() -> None:
     """Below the wrapper, as on a GPU: what leaves S is not followed."""
     args, fewer = wrong_level()
+    with simt.emulated():
+        torch.testing.assert_close(raw(args), raw(fewer))
     torch.testing.assert_close(reference.ms_deform_attn(*args.values()), reference.ms_deform_attn(*fewer.values()))
 
 
@@ -246,6 +249,50 @@ def test_the_same_bits_for_any_number_of_threads(sizes: dict[str, int], dtype: t
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+# The gradient of value has three kernels on a GPU: windows for queries that are the cells of maps, atomics for others,
+# owners where the same bits are wanted. With 17 levels the kernels read them in memory, with fewer as arguments.
+GRADIENTS = {
+    "cells of the first map": {"shapes": ((9, 20), (3, 2)), "Q": 180, "D": 16, "B": 1, "P": 2, "reach": 1.2},
+    "cells of all maps": {"shapes": ((9, 7), (1, 1), (2, 3)), "Q": 70, "D": 35, "M": 1, "P": 1},
+    "as many queries as cells, but not known before": {"shapes": ((1, 3),) * 17, "Q": 51, "D": 17, "M": 1, "P": 1},
+    "few channels": {"shapes": ((9, 7),), "Q": 63, "D": 6, "B": 1, "P": 3},
+    "any queries": {"Q": 21, "D": 40, "M": 3, "B": 1},
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_every_way_to_the_gradient_of_value(name: str, deterministic: bool, dtype: torch.dtype) -> None:
+    args = case(**GRADIENTS[name])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    cast = {"value": dtype, "sampling_locations": wide, "attention_weights": dtype}
+    args = {k: v.to(cast[k]) if k in cast else v for k, v in args.items()}
+    B, Q, M = args["sampling_locations"].shape[:3]
+    grad = torch.randn(B, Q, M * args["value"].shape[3], generator=torch.Generator().manual_seed(3)).to(dtype)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with simt.emulated():
+            found = [BACKWARD(grad, *args.values(), [True, False, False]) for _ in range(2)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [t.numel() for t in found[0][1:]] == [0, 0]
+    if deterministic:
+        assert torch.equal(found[0][0], found[1][0])
+    exact = [t.double() if t.is_floating_point() else t for t in (grad, *args.values())]
+    wanted = reference.ms_deform_attn_backward(*exact, [True, False, False])[0]
+    bound = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 5e-4}[dtype]  # measured: 4e-16, 5e-7, 2.2e-4
+    assert (found[0][0].double() - wanted).norm() <= bound * wanted.norm()
+
+
+def test_queries_that_only_look_like_cells() -> None:
+    """As many queries as cells, with sizes that do not say so: every query still gets its result."""
+    args = case(shapes=((3, 5), (2, 2)), Q=19, B=1)
+    args["spatial_shapes"] = torch.tensor([[3, 5], [1, 2]])
+    with simt.emulated():
+        torch.testing.assert_close(raw(args), reference.ms_deform_attn(*args.values()))
 
 
 def test_forty_wrong_calls_have_words_of_their_own() -> None:

@@ -176,6 +176,9 @@ INFO = OpInfo(
         "odd": {"D": 7, "M": 3, "P": 1},
         "thin-levels": {"shapes": ((1, 1), (1, 1), (1, 2), (3, 1))},
         "bev": {"shapes": ((6, 7),), "D": 32, "Q": 11, "B": 1},
+        "cells-of-a-map": {"shapes": ((3, 9), (2, 2)), "Q": 27, "D": 16, "B": 1, "P": 2, "reach": 1.2},
+        "cells-of-all": {"shapes": ((3, 5), (2, 2)), "Q": 19, "D": 36, "M": 1, "B": 1, "P": 1},
+        "many-levels": {"shapes": ((1, 2),) * 17, "P": 1, "D": 8},
     },
     edges={
         "no-item": {"B": 0},
