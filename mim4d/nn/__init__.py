@@ -4,6 +4,7 @@ from .bev_pool import bev_pool, bev_pool_v2
 from .geometry import VoxelGrid, compose, invert_rigid, project, transform_points, unproject
 from .lift_splat import LiftSplat, LiftSplatConv
 from .ms_deform_attn import MSDeformAttn, TemporalDeformAttn
+from .multi_scale_deformable import MultiScaleDeformableAttnFunction, patch_transformers
 from .sdf_field import SDFField
 from .sdf_renderer import RenderOutput, SDFRenderer
 from .smooth_sampler import SmoothSampler
@@ -14,6 +15,7 @@ __all__ = [
     "LiftSplat",
     "LiftSplatConv",
     "MSDeformAttn",
+    "MultiScaleDeformableAttnFunction",
     "RenderOutput",
     "SDFField",
     "SDFRenderer",
@@ -26,6 +28,7 @@ __all__ = [
     "bev_pool_v2",
     "compose",
     "invert_rigid",
+    "patch_transformers",
     "project",
     "transform_points",
     "unproject",
