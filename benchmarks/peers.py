@@ -137,6 +137,58 @@ def mmcv() -> Rival:
     return Rival("mmcv", make, peer=True)
 
 
+def deformable_detr() -> Rival:
+    """The CUDA extension that Deformable DETR's own ``models/ops`` builds; float32 alone."""
+
+    def make(device: str) -> Callable[..., Tensor]:
+        name = "MultiScaleDeformableAttention"
+        extension = need(name, "Deformable DETR's extension", device, "cuda")
+
+        class Function(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *args: Any) -> Tensor:
+                ctx.save_for_backward(*args)
+                return extension.ms_deform_attn_forward(*args, args[0].shape[0])
+
+            @staticmethod
+            def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+                args = ctx.saved_tensors
+                by = extension.ms_deform_attn_backward(*args, grad.contiguous(), args[0].shape[0])
+                return by[0], None, None, by[1], by[2]
+
+        def call(value: Tensor, sampling_locations: Tensor, attention_weights: Tensor, **levels: Tensor) -> Tensor:
+            start, shapes = levels["level_start_index"], levels["spatial_shapes"]
+            found = Function.apply(value.float(), shapes, start, sampling_locations, attention_weights.float())
+            return found.to(value.dtype)
+
+        return call
+
+    return Rival("Deformable DETR", make, peer=True)
+
+
+def transformers() -> Rival:
+    """The module that the transformers library's Deformable DETR family attends by, without a kernel from its hub."""
+
+    def make(device: str) -> Callable[..., Tensor]:
+        name = "transformers.models.deformable_detr.modeling_deformable_detr"
+        module = need(name, "transformers", device, "cpu", "cuda").MultiScaleDeformableAttention()
+
+        def call(value: Tensor, sampling_locations: Tensor, attention_weights: Tensor, **levels: Any) -> Tensor:
+            shapes = levels["spatial_shapes"]
+            wide = value.to(sampling_locations.dtype)
+            found = module(wide, None, shapes, None, sampling_locations, attention_weights.to(wide.dtype), 64)
+            return found.to(value.dtype)
+
+        return call
+
+    return Rival("transformers", make, peer=True, prepare=known_levels)
+
+
+def known_levels(args: Arguments) -> Arguments:
+    """The sizes as numbers, so that a formula in torch does not wait for a GPU to tell them."""
+    return {**args, "spatial_shapes": [tuple(pair) for pair in args["spatial_shapes"].tolist()]}
+
+
 # ---- sdf_march
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mim4d import ops
 from mim4d.nn import MSDeformAttn, TemporalDeformAttn, VoxelSampler
 
 
@@ -153,6 +154,24 @@ def test_frames_may_come_in_any_order() -> None:
     out, *_ = module(query, values, codes, valid, (3, 4))
     again, *_ = module(query, values[:, order], codes[:, order], valid[:, order], (3, 4))
     torch.testing.assert_close(out, again)
+
+
+def test_the_op_gets_frames_as_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call, a level a frame: no padding, nothing that a kernel would have to copy, and the levels as numbers."""
+    module = temporal()
+    query, values, codes, valid = inputs()
+    calls = []
+    op = ops.ms_deform_attn
+    monkeypatch.setattr(ops, "ms_deform_attn", lambda *args: calls.append(args) or op(*args))
+    _, _, shown = module(query, values, codes, valid, (3, 4))
+    ((value, shapes, starts, locations, weights),) = calls
+    assert value.shape == (2, 3 * 12, 2, 4)
+    assert (shapes, starts) == ([(3, 4)] * 3, [0, 12, 24])
+    assert locations.shape == (2, 12, 2, 3, 3, 2)
+    assert weights is shown
+    for t in (value, locations, weights):
+        assert t.is_contiguous()
+    torch.testing.assert_close(weights.sum((3, 4)), torch.ones(2, 12, 2, dtype=torch.float64))
 
 
 def test_heads_must_divide_the_width() -> None:
