@@ -67,4 +67,22 @@ inline Tensor from_rows(const Tensor& rows, const Tensor& like, int64_t d) {
   return to;
 }
 
+// run(first, last, to) for the rows of a result of rows of C values, in the dtype T of the arithmetic. Where it is
+// stored in another one, a slab at a time is converted: the whole is never there twice.
+template <class T, class Run>
+void for_slabs(const Tensor& result, int64_t rows, int64_t C, ScalarType wide, Run&& run) {
+  if (rows == 0 || C == 0) return;
+  if (result.scalar_type() == wide) return run(int64_t{0}, rows, mutable_data<T>(result));
+  constexpr int64_t slab = 4096;
+  Tensor buffer = torch::stable::new_empty(result, {std::min(rows, slab), C}, wide);
+  Tensor all =
+      torch::stable::from_blob(result.mutable_data_ptr(), {rows, C}, {C, 1}, result.device(), result.scalar_type());
+  for (int64_t first = 0; first < rows; first += slab) {
+    const int64_t last = std::min(first + slab, rows);
+    run(first, last, mutable_data<T>(buffer));
+    Tensor part = torch::stable::narrow(all, 0, first, last - first);
+    torch::stable::copy_(part, torch::stable::narrow(buffer, 0, 0, last - first));
+  }
+}
+
 }  // namespace mim4d

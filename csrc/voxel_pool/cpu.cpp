@@ -13,12 +13,11 @@ template <class T>
 using Params = VoxelPoolParams<T>;
 
 template <class T>
-void forward(const Params<T>& p, int64_t begin, int64_t end) {
+void forward(const Params<T>& p, int64_t begin, int64_t end, T* out) {
   const int64_t count = p.count();
-  for (int64_t cell = begin; cell < end; ++cell) {
+  for (int64_t cell = begin; cell < end; ++cell, out += p.C) {
     const int64_t first = p.starts[cell] > 0 ? p.starts[cell] : 0;
     const int64_t last = p.starts[cell + 1] < count ? p.starts[cell + 1] : count;
-    T* out = p.out + cell * p.C;
     for_widest_row<T>(p.C, [&](int64_t c, auto lanes) {
       auto sum = lanes.all(T(0));
       for (int64_t i = first; i < last; ++i) {

@@ -11,7 +11,7 @@ namespace mim4d {
 template <class T>
 struct VoxelPoolCpu {
   using Params = VoxelPoolParams<T>;
-  void (*forward)(const Params& p, int64_t begin, int64_t end);  // of cells of all items -> out
+  void (*forward)(const Params& p, int64_t begin, int64_t end, T* out);  // of cells of all items -> their rows
   // of pixels: grad -> grad_depth, grad_features; `scratch` has room for D values
   void (*backward)(const Params& p, int64_t begin, int64_t end, T* scratch);
 };

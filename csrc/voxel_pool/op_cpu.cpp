@@ -61,29 +61,33 @@ Tensor voxel_pool_cpu(const Tensor& depth_probs, const Tensor& features, const T
   const Tensor depth = torch::stable::contiguous(cast(depth_probs, wide));
   const Tensor pixels = rows(cast(features, wide), 2);
   const Tensor order = torch::stable::contiguous(points), begins = torch::stable::contiguous(starts);
-  const Tensor out = empty_pooled(features, grid_shape, wide);
+  const Tensor out = empty_pooled(features, grid_shape, features.scalar_type());
   dispatch_floating("voxel_pool", wide, [&]<class T>() {
     auto p = params<T>(features, cells, grid_shape);
-    p.depth = data<T>(depth), p.features = data<T>(pixels), p.out = mutable_data<T>(out);
+    p.depth = data<T>(depth), p.features = data<T>(pixels);
     p.points = data<int32_t>(order), p.starts = data<int32_t>(begins);
     // Cells differ in work: the range that is shared out is that of the work, a cell goes to who has its beginning.
     const auto work = [&](int64_t cell) { return p.starts[cell] + cell; };  // an empty cell costs about half a point
-    const auto cell_at = [&](int64_t wanted) {
-      int64_t low = 0, high = p.rows();
-      while (low < high) {
-        const int64_t middle = low + (high - low) / 2;
-        if (work(middle) < wanted)
-          low = middle + 1;
-        else
-          high = middle;
-      }
-      return low;
-    };
-    torch::stable::parallel_for(0, p.rows() ? work(p.rows()) : 0, 512, [&](int64_t begin, int64_t end) {
-      kernels<T>().forward(p, begin == 0 ? 0 : cell_at(begin), cell_at(end));
+    for_slabs<T>(out, p.rows(), p.C, wide, [&](int64_t first, int64_t last, T* to) {
+      const auto cell_at = [&](int64_t wanted) {
+        int64_t low = first, high = last;
+        while (low < high) {
+          const int64_t middle = low + (high - low) / 2;
+          if (work(middle) < wanted)
+            low = middle + 1;
+          else
+            high = middle;
+        }
+        return low;
+      };
+      torch::stable::parallel_for(work(first), work(last), 512, [&](int64_t begin, int64_t end) {
+        const int64_t from = begin == work(first) ? first : cell_at(begin);
+        const int64_t until = end == work(last) ? last : cell_at(end);
+        kernels<T>().forward(p, from, until, to + (from - first) * p.C);
+      });
     });
   });
-  return cast(out, features.scalar_type());
+  return out;
 }
 
 std::tuple<Tensor, Tensor> voxel_pool_backward_cpu(const Tensor& grad, const Tensor& depth_probs,

@@ -87,7 +87,7 @@ MIM4D_HD void for_blocks(int64_t V, int64_t begin, int64_t end, F&& f) {
 }
 
 template <class T>
-void forward(const Params<T>& p, int64_t begin, int64_t end, PulledRow<T>* scratch) {
+void forward(const Params<T>& p, int64_t begin, int64_t end, T* out, PulledRow<T>* scratch) {
   constexpr int width = Vec<T>::width;
   const int64_t room = p.N * p.levels * 4;
   for_blocks<T>(p.V, begin, end, [&](int64_t item, int64_t voxel, int n) {
@@ -112,8 +112,7 @@ void forward(const Params<T>& p, int64_t begin, int64_t end, PulledRow<T>* scrat
         }
       }
     }
-    for (int j = 0; j < n; ++j) {
-      T* out = p.out + (item * p.V + voxel + j) * p.C;
+    for (int j = 0; j < n; ++j, out += p.C) {
       const PulledRow<T>* pulled = scratch + j * room;
       for_widest_row<T>(p.C, [&](int64_t c, auto lanes) {
         auto sum = lanes.all(T(0));

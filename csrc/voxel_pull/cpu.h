@@ -29,8 +29,8 @@ struct PullBand {
 template <class T>
 struct VoxelPullCpu {
   using Params = VoxelPullCpuParams<T>;
-  // of voxels, in [0, B * V) -> out; `scratch` has room for `block` * N * levels * 4 rows
-  void (*forward)(const Params& p, int64_t begin, int64_t end, PulledRow<T>* scratch);
+  // of voxels, in [0, B * V) -> their rows; `scratch` has room for `block` * N * levels * 4 rows
+  void (*forward)(const Params& p, int64_t begin, int64_t end, T* out, PulledRow<T>* scratch);
   int block;
   // grad -> these rows of grad_features and grad_depth
   void (*backward_maps)(const Params& p, const PullBand& band);

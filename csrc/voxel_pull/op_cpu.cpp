@@ -41,19 +41,21 @@ Tensor voxel_pull_cpu(Tensors features, Tensors depth_probs, const Tensor& uvd) 
   check_voxel_pull(features, depth_probs, uvd);
   const ScalarType wide = uvd.scalar_type();
   const Maps maps(features, depth_probs, wide);
-  const Tensor places = torch::stable::contiguous(uvd), out = empty_pulled(features[0], uvd, wide);
+  const Tensor places = torch::stable::contiguous(uvd), out = empty_pulled(features[0], uvd, features[0].scalar_type());
   dispatch_floating("voxel_pull", wide, [&]<class T>() {
     const auto levels = maps.levels<T>();
     VoxelPullCpuParams<T> p{};
     set_pull_sizes(p, features, depth_probs, uvd);
-    p.level = levels.data(), p.uvd = data<T>(places), p.out = mutable_data<T>(out);
-    torch::stable::parallel_for(0, p.B * p.V, 256, [&](int64_t begin, int64_t end) {
-      const auto& run = kernels<T>();
-      const auto scratch = std::make_unique_for_overwrite<PulledRow<T>[]>(run.block * p.N * p.levels * 4);
-      run.forward(p, begin, end, scratch.get());
+    p.level = levels.data(), p.uvd = data<T>(places);
+    for_slabs<T>(out, p.B * p.V, p.C, wide, [&](int64_t first, int64_t last, T* to) {
+      torch::stable::parallel_for(first, last, 256, [&](int64_t begin, int64_t end) {
+        const auto& run = kernels<T>();
+        const auto scratch = std::make_unique_for_overwrite<PulledRow<T>[]>(run.block * p.N * p.levels * 4);
+        run.forward(p, begin, end, to + (begin - first) * p.C, scratch.get());
+      });
     });
   });
-  return cast(out, features[0].scalar_type());
+  return out;
 }
 
 // Enough bands for all threads: several for each of them, for they differ in work.
