@@ -53,8 +53,8 @@ def floats(values: Any) -> list[float]:
 
 
 def ints(values: Any) -> list[int]:
-    """No float is cut off: ``operator.index`` takes ints of every kind alone. It would tie a compiled graph to the value
-    of an int, so those pass as they are."""
+    """No float is cut off: ``operator.index`` takes ints of every kind alone. It would tie a compiled graph to the
+    value of an int, so those pass as they are."""
     return [x if isinstance(x, int) else operator.index(x) for x in values]
 
 
