@@ -33,12 +33,12 @@ void transpose_items(const T* from, T* to, int64_t A, int64_t R, int64_t C) {
     transpose = MIM4D_PICK_ISA(transpose_float);
   else
     transpose = MIM4D_PICK_ISA(transpose_double);
-  constexpr int64_t group = 256;  // long runs, whole cache lines
+  constexpr int64_t group = 1024;  // long runs, whole cache lines
   const int64_t groups = (R + group - 1) / group;
-  torch::stable::parallel_for(0, A * groups, 16, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, A * groups, 4, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
       const int64_t item = g / groups, first = g % groups * group;
-      transpose(from + item * C * R, to + item * C * R, R, C, first, std::min(first + group, R));
+      transpose(from + item * C * R, R, to + item * C * R, C, first, std::min(first + group, R));
     }
   });
 }
