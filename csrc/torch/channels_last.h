@@ -1,7 +1,9 @@
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/transpose.h"
-#include "torch/stable.h"
+#include "torch/shared_range.h"
 
 namespace mim4d {
 
@@ -20,8 +22,8 @@ inline Tensor channels_last_copy(const Tensor& volume) {
     else
       transpose = MIM4D_PICK_ISA(transpose_double);
     constexpr int64_t group = 1024;  // voxels: long runs, whole cache lines
-    torch::stable::parallel_for(0, B * ((voxels + group - 1) / group), 4, [&](int64_t begin, int64_t end) {
-      const int64_t groups = (voxels + group - 1) / group;
+    const int64_t groups = (voxels + group - 1) / group;
+    for_shared_range(B * groups, 4, [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; ++g) {
         const int64_t item = g / groups, first = g % groups * group;
         transpose(data<T>(from) + item * from.stride(0), from.stride(1), mutable_data<T>(to) + item * C * voxels, C,

@@ -6,6 +6,7 @@
 
 #include "torch/channels_last.h"
 #include "torch/counting_sort.h"
+#include "torch/shared_range.h"
 #include "torch/stable.h"
 #include "voxel_sample/cpu.h"
 #include "voxel_sample/op.h"
@@ -13,7 +14,7 @@
 namespace mim4d {
 namespace {
 
-constexpr int64_t kPointsPerTask = 512;
+constexpr int64_t kPointsPerTask = 1024;
 
 // The kernels of one table for a dtype and a shape of stencil.
 #define MIM4D_KERNELS_OF(name, T, p)                     \
@@ -27,7 +28,7 @@ constexpr int64_t kPointsPerTask = 512;
 // run(p, begin, end) over all points
 template <class P>
 void for_points(const P& p, void (*run)(const P& p, int64_t begin, int64_t end)) {
-  torch::stable::parallel_for(0, p.count(), kPointsPerTask, [&](int64_t begin, int64_t end) { run(p, begin, end); });
+  for_shared_range(p.count(), kPointsPerTask, [&](int64_t begin, int64_t end) { run(p, begin, end); });
 }
 
 Tensor forward(const Tensor& volume, const Tensor& points, const VoxelSampleOptions& options) {
@@ -65,7 +66,7 @@ void make_volume(const VoxelSampleParams<T>& p, Rows VoxelSampleVolumeCpu<T>::* 
     }
     work[r + 1] = work[r] + points + p.X / 4 + 1;  // clearing four voxels costs about as much as adding one point
   }
-  torch::stable::parallel_for(0, work.back(), kPointsPerTask, [&](int64_t begin, int64_t end) {
+  for_shared_range(work.back(), 2 * kPointsPerTask, [&](int64_t begin, int64_t end) {
     const auto row = [&](int64_t w) { return std::lower_bound(work.begin(), work.end() - 1, w) - work.begin(); };
     (run.*rows_of)(p, lists, row(begin), row(end));
   });
