@@ -78,7 +78,10 @@ def test_every_kernel_compiles_for_every_architecture_without_spilling() -> None
     assert status == 0
     names = {kernel["name"] for kernel in kernels}
     ops = ("voxel_sample", "ms_deform_attn")
-    wanted = {f"{op}_{way}" for op in ops for way in ("forward", "backward")}
+    wanted = {f"{op}_{way}" for op in ops for way in ("forward", "backward")} | {
+        "sdf_march_field",
+        "sdf_march_composite",
+    }
     assert {str(name).partition("<")[0] for name in names} >= wanted
     assert {kernel["arch"] for kernel in kernels} == {"80", "86", "90", "100", "120"}
     assert len(kernels) == 5 * len(names)

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import INTERPRETED, OPTIONS, Variant, check_devices
-from ._levels import on_device
+from ._numbers import on_device
 
 # ---- a tile
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._library import define
+from .._library import define, define_triton
 from ..reference import sdf_march as reference
+from ..reference._autograd import as_kernel
 from . import _check
 from ._formula import like, like_volume, needed, wanted
 from ._modes import mode_id, padding_id
@@ -92,8 +93,11 @@ def sdf_march(
     box = _check_aabb(op, aabb)
     options = (box, mode_id(op, mode), padding_id(op, padding_mode), bool(align_corners), cos_anneal)
     args = (volume, origins, directions, edges, sdf_weights, rgb_weights, inv_s, *options)
-    if backends.choose(op, device=volume.device, dtype=volume.dtype, mode=mode) == "reference":
+    backend = backends.choose(op, device=volume.device, dtype=volume.dtype, mode=mode)
+    if backend == "reference":
         return March(*reference.sdf_march(*args))
+    if backend == "triton":
+        return March(*torch.ops.mim4d_triton.sdf_march.default(*args))
     return March(*torch.ops.mim4d.sdf_march.default(*args))
 
 
@@ -156,8 +160,11 @@ def sdf_sample(
     rays = (volume, origins, directions, *limits, sdf_weights, _check_aabb(op, aabb), jitter)
     options = (n_uniform, n_importance, sharpness, mode_id(op, mode), padding_id(op, padding_mode))
     args: tuple[Any, ...] = (*rays, *options, bool(align_corners))
-    if backends.choose(op, device=volume.device, dtype=volume.dtype, mode=mode) == "reference":
+    backend = backends.choose(op, device=volume.device, dtype=volume.dtype, mode=mode)
+    if backend == "reference":
         return reference.sdf_sample(*args)
+    if backend == "triton":
+        return torch.ops.mim4d_triton.sdf_sample.default(*args)
     return torch.ops.mim4d.sdf_sample.default(*args)
 
 
@@ -246,12 +253,20 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    return _first_order(torch.ops.mim4d.sdf_march_backward.default, ctx, grads)
+
+
+def _backward_triton(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    return _first_order(torch.ops.mim4d_triton.sdf_march_backward.default, ctx, grads)
+
+
+def _first_order(op: Any, ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     volume, origins, directions, edges, inv_s, *weights = ctx.saved_tensors
     sdf_weights, rgb_weights = weights[: ctx.count], weights[ctx.count :]
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 2, 4, 5, 6)]
     inputs = (volume, origins, directions, edges, sdf_weights, rgb_weights, inv_s)
     mask = [needed(n) for n in needs]
-    found = torch.ops.mim4d.sdf_march_backward.default(*grads, *inputs, *ctx.options, mask)
+    found = op(*grads, *inputs, *ctx.options, mask)
     by_ray, by_net = [wanted(f, n) for f, n in zip(found[:3], needs[:3], strict=True)], wanted(found[3:], needs[3:])
     return (*by_ray, None, *by_net, *(None for _ in ctx.options))
 
@@ -271,28 +286,42 @@ _ARGS = (
     f" Tensor inv_s, float[] aabb, {_OPTIONS}, float cos_anneal"
 )
 
-define(
-    f"sdf_march({_ARGS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    reference=reference.sdf_march,
-    fake=_fake,
-    backward=_backward,
-    setup_context=_setup,
-)
-define(
+_MARCH = f"sdf_march({_ARGS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+_MARCH_BACKWARD = (
     "sdf_march_backward(Tensor? grad_rgb, Tensor? grad_depth, Tensor? grad_opacity, Tensor? grad_sdf,"
     f" Tensor? grad_gradient, Tensor? grad_weights, {_ARGS}, bool[6] mask)"
-    " -> (Tensor, Tensor, Tensor, Tensor[], Tensor[], Tensor)",
-    reference=reference.sdf_march_backward,
-    fake=_fake_backward,
+    " -> (Tensor, Tensor, Tensor, Tensor[], Tensor[], Tensor)"
 )
-define(
+_SAMPLE = (
     "sdf_sample(Tensor volume, Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor[] sdf_weights,"
-    f" float[] aabb, Tensor? jitter, int n_uniform, int n_importance, float sharpness, {_OPTIONS}) -> Tensor",
-    reference=reference.sdf_sample,
-    fake=_fake_sample,
-    backward=_backward_sample,
-    setup_context=_setup_sample,
+    f" float[] aabb, Tensor? jitter, int n_uniform, int n_importance, float sharpness, {_OPTIONS}) -> Tensor"
 )
+
+define(_MARCH, reference=reference.sdf_march, fake=_fake, backward=_backward, setup_context=_setup)
+define(_MARCH_BACKWARD, reference=reference.sdf_march_backward, fake=_fake_backward)
+define(
+    _SAMPLE, reference=reference.sdf_sample, fake=_fake_sample, backward=_backward_sample, setup_context=_setup_sample
+)
+
+
+# ---- Triton: its backward is the reference, which computes the forward anew, in whatever mode
+
+
+def _triton(*args: Any) -> tuple[Tensor, ...]:
+    from ..kernels import sdf_march as kernels
+
+    return kernels.sdf_march(*args)
+
+
+def _triton_sample(*args: Any) -> Tensor:
+    from ..kernels import sdf_march as kernels
+
+    return kernels.sdf_sample(*args)
+
+
+define_triton(_MARCH, kernel=_triton, fake=_fake, backward=_backward_triton, setup_context=_setup)
+define_triton(_MARCH_BACKWARD, kernel=as_kernel(reference.sdf_march_backward), fake=_fake_backward)
+define_triton(_SAMPLE, kernel=_triton_sample, fake=_fake_sample, backward=_backward_sample, setup_context=_setup_sample)
 
 
 # ---- backends
@@ -307,3 +336,13 @@ def _cpu_can_run(dtype: torch.dtype, mode: str) -> str | None:
 
 
 backends.register("sdf_march", "cpu", _cpu_can_run)
+
+
+def _triton_can_run(dtype: torch.dtype, mode: str) -> str | None:
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
+    return None
+
+
+for _op in ("sdf_march", "sdf_sample"):
+    backends.register(_op, "triton", _triton_can_run)

@@ -18,7 +18,7 @@ rows of a layer's result are then contiguous.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -136,17 +136,34 @@ def sdf_sample(
 
     Computed in the dtype of ``origins``. A ray with far < near is treated as one with far = near.
     """
-    with torch.no_grad(), torch.autocast(volume.device.type, enabled=False):
-        shift = None if jitter is None else jitter.to(origins.dtype)  # (B, R, 2)
+
+    def field(coarse: Tensor) -> Tensor:
+        points = _points(origins, directions, coarse[..., :-1])  # (3, P)
+        place = _locate(volume, points, aabb, mode, padding_mode, align_corners)
+        value, _ = _sdf(_sdf_only(_decoder(sdf_weights, origins.dtype, BETA)), points, place.features())  # (1, P)
+        return value.view(*coarse.shape[:-1], n_uniform)
+
+    return place_samples(field, near, far, jitter, n_uniform, n_importance, sharpness)
+
+
+def place_samples(
+    field: Callable[[Tensor], Tensor],
+    near: Tensor,
+    far: Tensor,
+    jitter: Tensor | None,
+    n_uniform: int,
+    n_importance: int,
+    sharpness: float,
+) -> Tensor:
+    """:func:`sdf_sample` for any ``field``, which gives the SDF (B,R,U) where the U sections between (B,R,U+1)
+    distances start."""
+    with torch.no_grad(), torch.autocast(near.device.type, enabled=False):
+        shift = None if jitter is None else jitter.to(near.dtype)  # (B, R, 2)
         coarse = _uniform(near, torch.maximum(near, far), n_uniform, shift)  # (B, R, U+1)
         if n_importance == 0:
             return coarse.contiguous()  # it may lie as `near` does
         start = coarse[..., :-1]  # (B, R, U)
-        points = _points(origins, directions, start)  # (3, P)
-        place = _locate(volume, points, aabb, mode, padding_mode, align_corners)
-        net = _decoder(sdf_weights, origins.dtype, BETA)
-        value, _ = _sdf(_sdf_only(net), points, place.features())  # (1, P)
-        weight = _section_weights(value.view(start.shape), start, sharpness)  # (B, R, U)
+        weight = _section_weights(field(coarse), start, sharpness)  # (B, R, U)
         u = torch.arange(n_importance + 1, device=start.device, dtype=start.dtype)  # (I+1,)
         u = (u + (0.5 if shift is None else shift[..., 1:])) / (n_importance + 1)  # (B, R, I+1) or (I+1,)
         fine = _inverse_cdf(coarse, weight, u)  # (B, R, I+1)

@@ -1,7 +1,8 @@
-"""Where the levels of a pyramid lie: small tables of integers that kernels read on the device."""
+"""Numbers that the host knows and a kernel reads on the device: where levels of a pyramid lie, the corners of a box."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 import torch
@@ -39,6 +40,15 @@ def note(numbers: list[int], device: torch.device) -> Tensor:
         with torch.cuda.device_of(out):
             note_kernel[(1,)](out[i:], len(part), *part, *[0] * (COUNT - len(part)), **OPTIONS)
     return out
+
+
+def note_floats(numbers: list[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As :func:`note`. Triton would pass a float of Python in float32."""
+    return (
+        note(list(struct.unpack(f"{len(numbers)}q", struct.pack(f"{len(numbers)}d", *numbers))), device)
+        .view(torch.float64)
+        .to(dtype)
+    )
 
 
 def on_device(table: Tensor, device: torch.device) -> Tensor:
