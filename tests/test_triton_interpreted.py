@@ -49,6 +49,7 @@ def test_the_contract_holds_interpreted() -> None:
 FAULTS = {  # op -> function of its kernels, constant, wrong value
     "voxel_sample": [("forward_constants", "ALIGN", True), ("backward_constants", "SMOOTH", True)],
     "ms_deform_attn": [("forward_constants", "D", 4), ("backward_constants", "BLOCK_D", 4)],
+    "voxel_pool": [("forward_constants", "BLOCK_C", 2), ("backward_constants", "BLOCK_C", 2)],
     "sdf_march": [("field_constants", "SMOOTH", True), ("field_constants", "BLOCK_H", 2)],
 }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._library import define
+from .._library import define, define_triton
 from ..reference import voxel_pool as reference
 from . import _check
 from ._formula import like, wanted
@@ -85,6 +85,8 @@ def voxel_pool(depth_probs: Tensor, features: Tensor, cells: Tensor | PoolIndex,
     args = (depth_probs, features, index.cells, index.points, index.starts, list(shape))
     if backend == "reference":
         return reference.voxel_pool(*args)
+    if backend == "triton":
+        return torch.ops.mim4d_triton.voxel_pool.default(*args)
     return torch.ops.mim4d.voxel_pool.default(*args)
 
 
@@ -157,10 +159,18 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _first_order(torch.ops.mim4d.voxel_pool_backward.default, ctx, grad)
+
+
+def _backward_triton(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _first_order(torch.ops.mim4d_triton.voxel_pool_backward.default, ctx, grad)
+
+
+def _first_order(op: Any, ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return None, None, None, None, None, None
     needs = list(ctx.needs_input_grad[:2])
-    found = torch.ops.mim4d.voxel_pool_backward.default(grad, *ctx.saved_tensors, ctx.grid_shape, needs)
+    found = op(grad, *ctx.saved_tensors, ctx.grid_shape, needs)
     return *wanted(found, needs), None, None, None, None
 
 
@@ -185,6 +195,35 @@ define(
 )
 
 
+# ---- Triton
+
+
+def _triton(*args: Any) -> Tensor:
+    from ..kernels import voxel_pool as kernels
+
+    return kernels.voxel_pool(*args)
+
+
+def _triton_backward(*args: Any) -> tuple[Tensor, Tensor]:
+    from ..kernels import voxel_pool as kernels
+
+    return kernels.voxel_pool_backward(*args)
+
+
+define_triton(
+    f"voxel_pool({_ARGS}) -> Tensor",
+    kernel=_triton,
+    fake=_fake,
+    backward=_backward_triton,
+    setup_context=_setup,
+)
+define_triton(
+    f"voxel_pool_backward(Tensor grad, {_ARGS}, bool[2] mask) -> (Tensor, Tensor)",
+    kernel=_triton_backward,
+    fake=_fake_backward,
+)
+
+
 # ---- backends
 
 
@@ -196,6 +235,13 @@ def _native_can_run(dtype: torch.dtype) -> str | None:
     return None  # all floating dtypes
 
 
+def _triton_can_run(dtype: torch.dtype) -> str | None:
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
+    return None
+
+
 for _backend in ("cpu", "cuda"):
     backends.register("build_pool_index", _backend, _index_can_run)
     backends.register("voxel_pool", _backend, _native_can_run)
+backends.register("voxel_pool", "triton", _triton_can_run)
