@@ -55,6 +55,8 @@ class DataConfig:
     """Images are padded with zeros, right and bottom, to a multiple of this."""
     rays_per_camera: int = 512
     """Rays drawn per camera and target frame."""
+    patch: int = 1
+    """Training rays come as squares of so many pixels a side around LiDAR returns; 1: single rays."""
     targets: int = 2
     """Frames rendered per clip in training: the key frame and random others."""
     sky: float = 0.4
@@ -93,6 +95,13 @@ class DataConfig:
             ("holdout-fraction", not 0 < self.holdout_fraction < 1, "must be between 0 and 1"),
             ("workers", self.workers < 0, "must not be negative"),
             ("rays-per-camera", self.rays_per_camera < 1, "must be at least 1"),
+            ("patch", not 1 <= self.patch <= min(height, width), "must be at least 1 and fit into the image"),
+            ("patch", self.patch > 1 and self.holdout == "rays", "would show training the rays that are held out"),
+            (
+                "rays-per-camera",
+                self.rays_per_camera % max(self.patch, 1) ** 2,
+                f"must be a multiple of the {self.patch} x {self.patch} rays of a patch",
+            ),
             ("rays-per-camera", self.rays_per_camera > drawable, f"is more than the {drawable} pixels to draw from"),
         ):
             if bad:
@@ -115,6 +124,7 @@ class ClipBatch:
     target_valid: Tensor  # (B, K) bool; an invalid target is the key frame again, with rays that see nothing
     rays: Rays  # (B, K, N, R), each in the coordinates of its target frame
     tokens: list[str]  # the key frames' sample tokens
+    patch: int = 1  # R is a number of squares of this many pixels a side, row by row
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ClipBatch:
         """The same function applied to every tensor, those of the rays included."""
@@ -220,6 +230,7 @@ class ClipDataset(Dataset[ClipBatch]):
             target_valid=torch.tensor([target_valid]),
             rays=Rays.join(torch.stack, rays).map(lambda tensor: tensor[None]),
             tokens=[clip.token],
+            patch=config.patch if self.train else 1,
         )
 
     def key_cameras(self, index: int, *, drawn_only: bool = False) -> list[tuple[View, Hits]]:
@@ -274,6 +285,7 @@ class ClipDataset(Dataset[ClipBatch]):
                 exclude=other.pixel,
                 # Held-out rays are the measure: rather each a second time than pixels that training has seen.
                 repeat=not self.train and config.holdout == "rays",
+                patch=config.patch if self.train else 1,
             )
             for view, (hits, other), channel in zip(views, self._hits(frame, views), config.cameras, strict=True)
         ]

@@ -190,6 +190,7 @@ def draw_rays(
     sky: float = 0.4,
     exclude: npt.NDArray[np.int64] | None = None,
     repeat: bool = False,
+    patch: int = 1,
 ) -> Rays:
     """Draw rays of one camera (METHOD section 2).
 
@@ -205,10 +206,15 @@ def draw_rays(
         exclude: linear pixels that must not fill up (held out, for instance).
         repeat: fill up by going through the hits again, each as often as the others up to one, instead of with pixels
             without depth. Without any hit there is nothing to repeat and pixels fill up.
+        patch: draw ``count / patch^2`` pixels that way and take the square of ``patch`` pixels a side around each,
+            moved into the image at its border. A pixel with a return is seen through it, another through its centre.
 
     Returns:
-        Rays with leading dimension (count,); LiDAR rays first.
+        Rays with leading dimension (count,): LiDAR rays first, or patch after patch, each row by row.
     """
+    if patch > 1:
+        centres = draw_rays(view, hits, count // patch**2, rng, sky=sky, exclude=exclude, repeat=repeat)
+        return _patches(view, hits, centres.pixels.numpy().astype(np.int64), patch)
     order = rng.permutation(len(hits))
     if repeat and len(hits):
         order = np.resize(order, count)
@@ -231,6 +237,21 @@ def draw_rays(
     centres = np.stack([free % width + 0.5, free // width + 0.5], axis=-1)  # (missing, 2)
     uv = np.concatenate([chosen.uv, centres])
     depth = np.concatenate([chosen.depth, np.zeros(missing)])
+    return _rays(view, uv, depth)
+
+
+def _patches(view: View, hits: Hits, middle: npt.NDArray[np.int64], patch: int) -> Rays:
+    """Rays (M * patch^2,) of the squares around the pixels ``middle`` (M, 2), x and y."""
+    height, width = view.image.shape[:2]
+    corner = np.clip(middle - patch // 2, 0, [width - patch, height - patch])  # (M, 2)
+    y, x = np.meshgrid(np.arange(patch), np.arange(patch), indexing="ij")
+    square = (corner[:, None] + np.stack([x, y], axis=-1).reshape(1, -1, 2)).reshape(-1, 2)  # (M * patch^2, 2)
+    uv, depth = square + 0.5, np.zeros(len(square))
+    place = np.full(height * width, -1)
+    place[hits.pixel] = np.arange(len(hits))
+    index = place[square[:, 1] * width + square[:, 0]]
+    met = index >= 0
+    uv[met], depth[met] = hits.uv[index[met]], hits.depth[index[met]]
     return _rays(view, uv, depth)
 
 

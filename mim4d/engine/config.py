@@ -328,6 +328,11 @@ def check(config: PretrainConfig) -> None:
     config.data.check()
     config.model.check()
     config.train.check()
+    if config.model.ssim_weight and config.data.patch < 3:
+        raise UserError(
+            f"--model.ssim-weight {config.model.ssim_weight!r} compares patches: it needs --data.patch 3 or more, "
+            f"not {config.data.patch}"
+        )
 
 
 def total_steps(train: TrainConfig, clips: int, clips_per_step: int) -> int:

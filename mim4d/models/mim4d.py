@@ -15,7 +15,7 @@ from mim4d.nn import RenderOutput, SDFField, SDFRenderer, VoxelGrid
 from .backbone import create_backbone
 from .image_encoder import ImageEncoder
 from .masking import block_mask, ray_mask
-from .render_decoder import RenderDecoder
+from .render_decoder import WEIGHTS, RenderDecoder
 from .view_transform import ViewTransform
 from .voxel_decoder import VoxelDecoder
 from .voxel_encoder import VoxelEncoder
@@ -102,12 +102,28 @@ class ModelConfig:
     """Weight of the colour loss."""
     depth_weight: float = 10.0
     """Weight of the depth loss (in units of the largest coordinate of the bounds)."""
+    eikonal_weight: float = 0.0
+    """Weight of the loss that gives the signed distance a slope of 1 along all rays."""
+    free_space_weight: float = 0.0
+    """Weight of the loss on distances too small or too large between the sensor and a LiDAR return (same units)."""
+    truncation_weight: float = 0.0
+    """Weight of the loss on the signed distance within model.truncation of a LiDAR return (same units)."""
+    sparse_point_weight: float = 0.0
+    """Weight of the loss that makes the signed distance zero at LiDAR returns (same units)."""
+    ssim_weight: float = 0.0
+    """Weight of the structural dissimilarity of rendered patches; needs data.patch of 3 or more."""
+    truncation: float = 0.1
+    """Metres around a LiDAR return that belong to its surface; what is nearer to the sensor is free space."""
     direct: bool = True
     """Render the volume that the target frame's own images gave."""
     reconstructed: bool = True
     """Rebuild the target's volume from the other frames and render it."""
     checkpointing: bool = False
     """Recompute backbone blocks and attention layers in the backward pass: less memory, more time."""
+
+    def weights(self) -> list[tuple[str, float]]:
+        """The names and weights of the rendering losses."""
+        return [(name, getattr(self, f"{name}_weight")) for name in WEIGHTS]
 
     def check(self) -> None:
         """Raises UserError naming the first option whose value cannot work."""
@@ -144,8 +160,8 @@ class ModelConfig:
             ("n-importance", self.n_importance < 0, "must not be negative"),
             ("near", self.near <= 0, "must be positive"),
             ("background", any(not 0 <= c <= 1 for c in self.background), "is a colour: it must be in [0, 1]"),
-            ("rgb-weight", not self.rgb_weight >= 0, "must not be negative"),
-            ("depth-weight", not self.depth_weight >= 0, "must not be negative"),
+            *((f"{name}-weight".replace("_", "-"), not w >= 0, "must not be negative") for name, w in self.weights()),
+            ("truncation", not self.truncation > 0, "must be positive"),
             ("render-chunk", self.render_chunk < 1, "must be positive"),
             ("direct", not (self.direct or self.reconstructed), "and reconstructed are off: nothing to learn"),
         ):
@@ -158,8 +174,10 @@ class Output:
     """Result of one forward pass. Sizes (B, K, N, R) are clips, targets, cameras, rays per camera."""
 
     loss: Tensor  # 0-dim, the sum of the losses
-    losses: dict[str, Tensor]  # 0-dim, weighted: rgb_PATH and depth_PATH, PATH being direct or reconstructed
-    # 0-dim: rgb_l1_PATH (colours in [0, 1]) and depth_l1_m_PATH (metres, LiDAR rays); NaN where there was no such ray
+    # 0-dim, weighted: rgb_PATH, depth_PATH and the optional ones that are on, PATH being direct or reconstructed
+    losses: dict[str, Tensor]
+    # 0-dim: rgb_l1_PATH (colours in [0, 1]), depth_l1_m_PATH (metres, LiDAR rays) and those of the optional losses, see
+    # RenderLoss; NaN where there was no such ray
     metrics: dict[str, Tensor]
     direct: RenderOutput | None  # sizes (B, K, N, R)
     reconstructed: RenderOutput | None  # sizes (B, K, N, R)
@@ -223,7 +241,7 @@ class MIM4D(nn.Module):
             background=config.background,
             chunk=config.render_chunk,
         )
-        self.render_decoder = RenderDecoder(renderer, config.rgb_weight, config.depth_weight)
+        self.render_decoder = RenderDecoder(renderer, dict(config.weights()), config.truncation)
 
     @property
     def renderer(self) -> SDFRenderer:
@@ -348,12 +366,13 @@ class MIM4D(nn.Module):
         metrics: dict[str, Tensor] = {}
         direct = reconstructed = motion = None
         if config.direct:
-            direct = self.render_decoder.render(volume[rows, batch.targets], batch.rays, generator)
-            self._compare("direct", direct, batch, batch.target_valid, losses, metrics)
+            own = volume[rows, batch.targets]  # (B, K, C, Z, Y, X)
+            direct = self.render_decoder.render(own, batch.rays, generator)
+            self._compare("direct", direct, own, batch, batch.target_valid, losses, metrics)
         if config.reconstructed and t > 1:
             rebuilt, motion = self.reconstruct(volume, batch.key_from_frame, batch.offsets, batch.valid, batch.targets)
             reconstructed = self.render_decoder.render(rebuilt, batch.rays, generator)
-            self._compare("reconstructed", reconstructed, batch, rebuilt_valid, losses, metrics)
+            self._compare("reconstructed", reconstructed, rebuilt, batch, rebuilt_valid, losses, metrics)
         if not losses:
             raise UserError("--model.direct is off and the clips have a single frame: nothing can be rendered")
         return Output(
@@ -371,14 +390,15 @@ class MIM4D(nn.Module):
         self,
         path: str,
         output: RenderOutput,
+        volumes: Tensor,
         batch: ClipBatch,
         valid: Tensor,
         losses: dict[str, Tensor],
         metrics: dict[str, Tensor],
     ) -> None:
-        loss = self.render_decoder.loss(output, batch.rays, valid)
-        losses[f"rgb_{path}"], losses[f"depth_{path}"] = loss.rgb, loss.depth
-        metrics[f"rgb_l1_{path}"], metrics[f"depth_l1_m_{path}"] = loss.rgb_l1, loss.depth_l1_m
+        found = self.render_decoder.loss(output, volumes, batch.rays, valid, batch.patch)
+        losses |= {f"{name}_{path}": value for name, value in found.losses.items()}
+        metrics |= {f"{name}_{path}": value for name, value in found.metrics.items()}
 
 
 def _content_mask(images: Tensor, content: tuple[int, int]) -> Tensor:

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from mim4d.data.rays import Rays
-from mim4d.nn import RenderOutput, SDFRenderer
+from mim4d.nn import (
+    RenderOutput,
+    SDFRenderer,
+    eikonal_loss,
+    free_space_loss,
+    sparse_point_loss,
+    ssim_loss,
+    truncation_loss,
+)
+from mim4d.nn.render_losses import masked_mean
+
+# loss -> its weight unless another one is given; METHOD section 6 makes all but two optional
+WEIGHTS: Mapping[str, float] = MappingProxyType(
+    {"rgb": 10.0, "depth": 10.0, "eikonal": 0.0, "free_space": 0.0, "truncation": 0.0, "sparse_point": 0.0, "ssim": 0.0}
+)
 
 
 @dataclass(frozen=True)
 class RenderLoss:
-    """Weighted losses and plain errors of one rendered volume; all 0-dim.
+    """Weighted losses and plain errors of one rendered volume by name; all 0-dim.
 
     Where nothing can be compared a loss is 0 (it has to have a gradient) and an error is not-a-number (0 would read as
-    perfect).
+    perfect). The optional ones are there where their weight is not 0.
     """
 
-    rgb: Tensor
-    depth: Tensor
-    rgb_l1: Tensor  # mean over rays and channels, colours in [0, 1]
-    depth_l1_m: Tensor  # metres, mean over LiDAR rays
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the values where mask (broadcastable bool) is set; 0, without a gradient, where nothing is."""
-    mask = mask.expand_as(values)
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    # rgb_l1 (colours in [0, 1]), depth_l1_m, eikonal_error, free_space_m, truncation_m, sparse_point_m, ssim_error;
+    # _m: metres
+    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 def measured(mean: Tensor, mask: Tensor) -> Tensor:
@@ -41,13 +51,24 @@ class RenderDecoder(nn.Module):
 
     Args:
         renderer: metres in, metres out.
-        rgb_weight, depth_weight: of the two L1 losses. Depth is compared in the renderer's scaled units.
+        weights: of the losses by name, in the place of those in :data:`WEIGHTS`. Lengths (all but rgb, eikonal and
+            ssim) are compared in the renderer's scaled units.
+        truncation: metres from a surface; see :func:`mim4d.nn.truncation_loss`.
+
+    Raises:
+        ValueError: there is no such loss.
     """
 
-    def __init__(self, renderer: SDFRenderer, rgb_weight: float = 10.0, depth_weight: float = 10.0) -> None:
+    def __init__(
+        self, renderer: SDFRenderer, weights: Mapping[str, float] | None = None, truncation: float = 0.1
+    ) -> None:
         super().__init__()
+        unknown = set(weights or ()) - set(WEIGHTS)
+        if unknown:
+            raise ValueError(f"RenderDecoder: weights names {sorted(unknown)}, wanted some of {', '.join(WEIGHTS)}")
         self.renderer = renderer
-        self.rgb_weight, self.depth_weight = rgb_weight, depth_weight
+        self.weights = {**WEIGHTS, **(weights or {})}
+        self.truncation = truncation
 
     def render(self, volumes: Tensor, rays: Rays, generator: torch.Generator | None = None) -> RenderOutput:
         """volumes (B, K, C, Z, Y, X), rays (B, K, N, R) in the targets' frames -> a record with sizes (B, K, N, R).
@@ -62,21 +83,46 @@ class RenderDecoder(nn.Module):
         output = self.renderer(volumes.flatten(0, 1), flat.origins, flat.directions, jitter=jitter)
         return output.reshape(b, k, n, r)
 
-    def loss(self, output: RenderOutput, rays: Rays, valid: Tensor) -> RenderLoss:
+    def loss(self, output: RenderOutput, volumes: Tensor, rays: Rays, valid: Tensor, patch: int = 1) -> RenderLoss:
         """Losses over the valid targets.
 
         Args:
             output: rendered along ``rays``, sizes (B, K, N, R).
+            volumes: (B, K, C, Z, Y, X) that were rendered.
             rays: with the targets of colour and depth.
             valid: (B, K) bool; others count nothing.
+            patch: the rays of each camera are squares of so many pixels a side, row by row; 1: single rays, on which
+                there is no structural similarity.
         """
-        counted = valid[:, :, None, None]  # (B, K, 1, 1)
-        rgb = masked_mean((output.rgb - rays.rgb).abs(), counted[..., None])
-        lidar = counted & rays.has_depth  # (B, K, N, R)
-        metres = masked_mean((output.depth - rays.depth).abs(), lidar)
-        return RenderLoss(
-            rgb=self.rgb_weight * rgb,
-            depth=self.depth_weight * self.renderer.scale * metres,
-            rgb_l1=measured(rgb, counted),
-            depth_l1_m=measured(metres, lidar),
-        )
+        found, scale = RenderLoss(), self.renderer.scale
+        counted = valid[:, :, None, None].expand(rays.depth.shape)  # (B, K, N, R)
+        lidar = counted & rays.has_depth
+
+        def add(name: str, metric: str, mean: Tensor, mask: Tensor, unit: float = scale) -> None:
+            found.losses[name] = self.weights[name] * unit * mean
+            found.metrics[metric] = measured(mean, mask)
+
+        add("rgb", "rgb_l1", masked_mean((output.rgb - rays.rgb).abs(), counted[..., None]), counted, 1.0)
+        add("depth", "depth_l1_m", masked_mean((output.depth - rays.depth).abs(), lidar), lidar)
+        if self.weights["eikonal"]:
+            seen = counted & output.hit
+            add("eikonal", "eikonal_error", eikonal_loss(output.gradient, seen), seen, 1.0)
+        # a ray that misses the box was marched somewhere else
+        surface, t = lidar & output.hit, output.edges[..., :-1]  # (B, K, N, R), (B, K, N, R, S)
+        along = (output.sdf, t, rays.depth, surface, self.truncation)
+        if self.weights["free_space"]:
+            add("free_space", "free_space_m", free_space_loss(*along), surface)
+        if self.weights["truncation"]:
+            add("truncation", "truncation_m", truncation_loss(*along), surface)
+        if self.weights["sparse_point"]:
+            add("sparse_point", "sparse_point_m", sparse_point_loss(self._at_returns(volumes, rays), surface), surface)
+        if self.weights["ssim"] and patch > 1:
+            pictures = [c.unflatten(3, (-1, patch, patch)).movedim(-1, -3) for c in (output.rgb, rays.rgb)]
+            whole = valid[:, :, None, None].expand(pictures[0].shape[:4])  # (B, K, N, R / patch^2)
+            add("ssim", "ssim_error", ssim_loss(*pictures, whole, window=min(patch, 3)), whole, 1.0)
+        return found
+
+    def _at_returns(self, volumes: Tensor, rays: Rays) -> Tensor:
+        """The signed distance (B, K, N, R), metres, where LiDAR hit: 0 is right. Elsewhere at the ray's start."""
+        points = (rays.origins + rays.depth[..., None] * rays.directions).flatten(0, 1)  # (B*K, N, R, 3)
+        return self.renderer.sdf(volumes.flatten(0, 1), points).unflatten(0, rays.depth.shape[:2])

@@ -5,6 +5,14 @@ from .geometry import VoxelGrid, compose, invert_rigid, project, transform_point
 from .lift_splat import LiftSplat, LiftSplatConv
 from .ms_deform_attn import MSDeformAttn, TemporalDeformAttn
 from .multi_scale_deformable import MultiScaleDeformableAttnFunction, patch_transformers
+from .render_losses import (
+    eikonal_loss,
+    free_space_loss,
+    sparse_point_loss,
+    ssim,
+    ssim_loss,
+    truncation_loss,
+)
 from .sdf_field import SDFField
 from .sdf_renderer import RenderOutput, SDFRenderer
 from .smooth_sampler import SmoothSampler
@@ -27,9 +35,15 @@ __all__ = [
     "bev_pool",
     "bev_pool_v2",
     "compose",
+    "eikonal_loss",
+    "free_space_loss",
     "invert_rigid",
     "patch_transformers",
     "project",
+    "sparse_point_loss",
+    "ssim",
+    "ssim_loss",
     "transform_points",
+    "truncation_loss",
     "unproject",
 ]

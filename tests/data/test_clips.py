@@ -344,6 +344,10 @@ def test_a_missing_validation_scene_points_to_held_out_rays(tmp_path, truth, con
         ({"rays_per_camera": 0}, r"--data\.rays-per-camera 0 must be at least 1"),
         ({"rays_per_camera": 561}, r"--data\.rays-per-camera 561 is more than the 560 pixels"),
         ({"rays_per_camera": 505, "holdout": "rays"}, "more than the 504 pixels"),
+        ({"patch": 0}, r"--data\.patch 0 must be at least 1"),
+        ({"patch": 25, "rays_per_camera": 625}, r"--data\.patch 25 must be at least 1 and fit into the image"),
+        ({"patch": 3}, r"--data\.rays-per-camera 50 must be a multiple of the 3 x 3 rays of a patch"),
+        ({"patch": 3, "rays_per_camera": 45, "holdout": "rays"}, r"--data\.patch 3 would show training"),
     ],
 )
 def test_an_option_that_cannot_work_is_named(config, change, message):
@@ -361,3 +365,15 @@ def test_a_file_that_breaks_later_is_named_through_a_worker(broken_room, truth, 
         train[0]
     with pytest.raises(UserError, match=f"truncated LiDAR file: {path}"):
         next(iter(DataLoader(train, collate_fn=collate, num_workers=1)))
+
+
+def test_training_draws_patches_and_validation_single_rays(config, records):
+    config = replace(config, patch=3, rays_per_camera=45)
+    batches = [ClipDataset(config, records, train=train)[1] for train in (True, False)]
+    assert [batch.patch for batch in batches] == [3, 1]
+    step = [batch.rays.pixels.floor()[..., 1, :] - batch.rays.pixels.floor()[..., 0, :] for batch in batches]
+    assert (step[0] == torch.tensor([1.0, 0.0])).all()  # along the first row of the patch
+    assert not (step[1] == torch.tensor([1.0, 0.0])).all()
+    assert collate([batches[0], batches[0]]).patch == 3
+    with pytest.raises(ValueError, match="patch differs"):
+        collate([batches[0], replace(batches[0], patch=1)])

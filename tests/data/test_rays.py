@@ -267,3 +267,39 @@ def test_random_numbers_differ_with_every_part_of_the_key():
     keys = [("a", 1), ("a", 2), ("b", 1), ("a", "1"), ("a1",), (1, "a"), ("a", 1, "")]
     draws = {tuple(stable_rng(*key).integers(0, 2**31, 4)) for key in keys}
     assert len(draws) == len(keys)
+
+
+@pytest.mark.parametrize("count", [45, 900])
+def test_patches_are_squares_around_returns(count):
+    """Five patches all lie around returns; a hundred use up the returns and fill up with other pixels."""
+    hits = lidar_hits(on_wall(60), view())
+    rays = draw_rays(view(), hits, count, stable_rng(0), patch=3)
+    assert rays.depth.shape == (count,)
+    xy = rays.pixels.numpy().astype(int).reshape(-1, 9, 2)  # (M, 9, 2)
+    y, x = np.mgrid[:3, :3]
+    np.testing.assert_array_equal(xy - xy[:, :1], np.broadcast_to(np.stack([x.ravel(), y.ravel()], -1), xy.shape))
+    assert (xy >= 0).all()
+    assert (xy < [WIDTH, HEIGHT]).all()
+    hit = rays.has_depth.numpy().reshape(-1, 9)
+    linear = xy[..., 1] * WIDTH + xy[..., 0]
+    np.testing.assert_array_equal(hit, np.isin(linear, hits.pixel))
+    assert hit[: min(len(hits), count // 9)].any(axis=1).all()
+    # through the very return where there is one, so that the depth is that of the ray
+    origins, directions = rays_through(hits.uv, view())
+    for place, pixel in zip(np.argwhere(hit), linear[hit], strict=True):
+        i = int(np.flatnonzero(hits.pixel == pixel)[0])
+        ray = 9 * place[0] + place[1]
+        np.testing.assert_allclose(rays.directions[ray], directions[i], atol=1e-6)
+        assert rays.depth[ray] == pytest.approx(hits.depth[i], rel=1e-6)
+    free = ~rays.has_depth
+    np.testing.assert_array_equal(rays.pixels[free] % 1, np.full((int(free.sum()), 2), 0.5))
+
+
+def test_a_patch_at_the_border_is_moved_into_the_image():
+    uv = np.array([[0.2, 0.3], [WIDTH - 0.1, HEIGHT - 0.2]])
+    origins, directions = rays_through(uv, view())
+    hits = lidar_hits(origins + 5 * directions, view())
+    rays = draw_rays(view(), hits, 18, stable_rng(0), patch=3)
+    corners = rays.pixels.reshape(2, 9, 2)[:, [0, 8]].floor().tolist()
+    assert sorted(corners) == [[[0, 0], [2, 2]], [[WIDTH - 3, HEIGHT - 3], [WIDTH - 1, HEIGHT - 1]]]
+    assert rays.has_depth.sum() == 2

@@ -99,6 +99,15 @@ def test_differences_name_the_keys_that_matter():
     assert configs.differences(old, new) == ["data.rays_per_camera: 512 -> 8", "train.seed: 0 -> 3"]
 
 
+def test_structural_similarity_needs_patches():
+    config = configs.default_config()
+    config.model.ssim_weight = 1.0
+    with pytest.raises(UserError, match=r"--model.ssim-weight 1.0 compares patches: it needs --data.patch 3 or more"):
+        configs.check(config)
+    config.data.patch, config.data.rays_per_camera = 3, 513
+    configs.check(config)
+
+
 def test_free_keys_exist():
     assert set(configs.flatten(configs.default_config())) >= configs.FREE_KEYS | configs.LENGTH_KEYS
 

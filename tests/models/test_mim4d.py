@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mim4d import nn
 from mim4d.data.clips import ClipBatch
 from mim4d.data.rays import Rays
 from mim4d.errors import UserError
 from mim4d.models import MIM4D, ModelConfig, build_model
+from mim4d.models.render_decoder import RenderDecoder
 
 TINY = ModelConfig(
     bounds=(-16.0, -16.0, -2.0, 16.0, 16.0, 4.0),
@@ -128,6 +130,77 @@ def test_losses_and_metrics_are_what_they_say() -> None:
         torch.testing.assert_close(out.metrics[f"depth_l1_m_{path}"], metres)
         torch.testing.assert_close(out.losses[f"rgb_{path}"], 3 * rgb)
         torch.testing.assert_close(out.losses[f"depth_{path}"], 5 * metres / 16)  # the box reaches to 16 m
+
+
+OPTIONAL = {  # option -> its loss, its metric
+    "eikonal_weight": ("eikonal", "eikonal_error"),
+    "free_space_weight": ("free_space", "free_space_m"),
+    "truncation_weight": ("truncation", "truncation_m"),
+    "sparse_point_weight": ("sparse_point", "sparse_point_m"),
+    "ssim_weight": ("ssim", "ssim_error"),
+}
+
+
+def test_optional_losses_are_what_they_say() -> None:
+    net = model(**dict.fromkeys(OPTIONAL, 3.0), truncation=2.0).eval()
+    batch = replace(tiny_batch(r=18), patch=3)
+    batch.rays.directions[0, 0, 0, 0] = 0.0  # a ray that misses
+    heard = {}
+    net.voxel_encoder.register_forward_hook(lambda module, given, out: heard.update(direct=out[:, [1, 2]]))
+    net.voxel_decoder.register_forward_hook(lambda module, given, out: heard.update(reconstructed=out[0]))
+    out = net(batch)
+    rays = batch.rays
+    for path, render in (("direct", out.direct), ("reconstructed", out.reconstructed)):
+        surface = rays.has_depth & render.hit
+        points = rays.origins + rays.depth[..., None] * rays.directions
+        at_points = torch.stack(
+            [net.renderer.sdf(heard[path][:, k], points[:, k].flatten(1, 2)).unflatten(1, (2, 18)) for k in range(2)], 1
+        )
+        along = (render.sdf, render.edges[..., :-1], rays.depth, surface, 2.0)
+        pictures = [c.reshape(2, 2, 2, 2, 3, 3, 3).permute(0, 1, 2, 3, 6, 4, 5) for c in (render.rgb, rays.rgb)]
+        whole = torch.ones(2, 2, 2, 2, dtype=torch.bool)
+        wanted = {
+            "eikonal_weight": (nn.eikonal_loss(render.gradient, render.hit), 1.0),
+            "free_space_weight": (nn.free_space_loss(*along), 16.0),  # the box reaches to 16 m
+            "truncation_weight": (nn.truncation_loss(*along), 16.0),
+            "sparse_point_weight": (nn.sparse_point_loss(at_points, surface), 16.0),
+            "ssim_weight": (nn.ssim_loss(*pictures, whole), 1.0),
+        }
+        for option, (value, unit) in wanted.items():
+            loss, metric = OPTIONAL[option]
+            assert value > 0, option
+            torch.testing.assert_close(out.metrics[f"{metric}_{path}"], value, msg=option)
+            torch.testing.assert_close(out.losses[f"{loss}_{path}"], 3 * value / unit, msg=option)
+    torch.testing.assert_close(out.loss, sum(out.losses.values()))
+
+
+@pytest.mark.parametrize("option", OPTIONAL)
+def test_an_optional_loss_stands_in_the_results_where_it_is_on(option: str) -> None:
+    net, batch = model(**{option: 1.0}, truncation=2.0).train(), replace(tiny_batch(r=9), patch=3)
+    out = net(batch, generator())
+    loss, metric = OPTIONAL[option]
+    paths = ("direct", "reconstructed")
+    assert set(out.losses) == {f"{name}_{path}" for name in ("rgb", "depth", loss) for path in paths}
+    assert set(out.metrics) == {f"{name}_{path}" for name in ("rgb_l1", "depth_l1_m", metric) for path in paths}
+    out.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+    batch.rays.has_depth[:] = False
+    again = net(batch, generator())
+    if option in ("eikonal_weight", "ssim_weight"):  # they need no LiDAR
+        assert again.metrics[f"{metric}_direct"].isfinite()
+    else:
+        assert again.losses[f"{loss}_direct"] == 0
+        assert again.metrics[f"{metric}_direct"].isnan()
+
+
+def test_single_rays_have_no_structure() -> None:
+    out = model(ssim_weight=1.0).eval()(tiny_batch())  # evaluation draws single rays
+    assert list(out.losses) == [f"{kind}_{path}" for path in ("direct", "reconstructed") for kind in ("rgb", "depth")]
+
+
+def test_an_unknown_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"weights names \['silog'\]"):
+        RenderDecoder(model().renderer, {"silog": 1.0})
 
 
 def test_each_path_can_be_switched_off() -> None:
@@ -310,6 +383,9 @@ def test_a_state_dict_holds_what_was_learned_and_nothing_else() -> None:
         ({"drop_path": float("nan")}, "--model.drop-path"),
         ({"rgb_weight": -1.0}, "--model.rgb-weight"),
         ({"depth_weight": -0.5}, "--model.depth-weight"),
+        ({"free_space_weight": -0.5}, "--model.free-space-weight"),
+        ({"ssim_weight": float("nan")}, "--model.ssim-weight"),
+        ({"truncation": 0.0}, "--model.truncation"),
         ({"background": (0.0, 1.5, 0.0)}, "--model.background"),
         ({"short_heads": 3}, "--model.short-heads"),
         ({"short_dim": 0, "long_dim": 0}, "both 0"),
