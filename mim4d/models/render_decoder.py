@@ -105,8 +105,8 @@ class RenderDecoder(nn.Module):
         add("rgb", "rgb_l1", masked_mean((output.rgb - rays.rgb).abs(), counted[..., None]), counted, 1.0)
         add("depth", "depth_l1_m", masked_mean((output.depth - rays.depth).abs(), lidar), lidar)
         if self.weights["eikonal"]:
-            seen = counted & output.hit
-            add("eikonal", "eikonal_error", eikonal_loss(output.gradient, seen), seen, 1.0)
+            inside = counted & output.hit
+            add("eikonal", "eikonal_error", eikonal_loss(output.gradient, inside), inside, 1.0)
         # a ray that misses the box was marched somewhere else
         surface, t = lidar & output.hit, output.edges[..., :-1]  # (B, K, N, R), (B, K, N, R, S)
         along = (output.sdf, t, rays.depth, surface, self.truncation)
@@ -117,9 +117,9 @@ class RenderDecoder(nn.Module):
         if self.weights["sparse_point"]:
             add("sparse_point", "sparse_point_m", sparse_point_loss(self._at_returns(volumes, rays), surface), surface)
         if self.weights["ssim"] and patch > 1:
-            pictures = [c.unflatten(3, (-1, patch, patch)).movedim(-1, -3) for c in (output.rgb, rays.rgb)]
-            whole = valid[:, :, None, None].expand(pictures[0].shape[:4])  # (B, K, N, R / patch^2)
-            add("ssim", "ssim_error", ssim_loss(*pictures, whole, window=min(patch, 3)), whole, 1.0)
+            seen, real = (c.unflatten(3, (-1, patch, patch)).movedim(-1, -3) for c in (output.rgb, rays.rgb))
+            whole = valid[:, :, None, None].expand(seen.shape[:4])  # (B, K, N, R / patch^2)
+            add("ssim", "ssim_error", ssim_loss(seen, real, whole, window=min(patch, 3)), whole, 1.0)
         return found
 
     def _at_returns(self, volumes: Tensor, rays: Rays) -> Tensor:

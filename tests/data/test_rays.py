@@ -285,7 +285,7 @@ def test_patches_are_squares_around_returns(count):
     np.testing.assert_array_equal(hit, np.isin(linear, hits.pixel))
     assert hit[: min(len(hits), count // 9)].any(axis=1).all()
     # through the very return where there is one, so that the depth is that of the ray
-    origins, directions = rays_through(hits.uv, view())
+    _, directions = rays_through(hits.uv, view())
     for place, pixel in zip(np.argwhere(hit), linear[hit], strict=True):
         i = int(np.flatnonzero(hits.pixel == pixel)[0])
         ray = 9 * place[0] + place[1]
