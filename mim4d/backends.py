@@ -37,6 +37,7 @@ def _known(name: str, where: str) -> str:
 
 _default = env.BACKEND.get() and _known(env.BACKEND.get(), env.BACKEND.name)
 _asked: ContextVar[str] = ContextVar("mim4d_backend", default=_default)
+_heard: ContextVar[dict[str, set[str]] | None] = ContextVar("mim4d_heard", default=None)  # of `listen`
 
 
 class _Mirror(threading.local):
@@ -135,12 +136,30 @@ def reason_against(op: str, backend: str, device: torch.device, **meta: object) 
     return can_run(**meta)
 
 
+@contextmanager
+def listen() -> Iterator[dict[str, set[str]]]:
+    """Hear which backends the ops called inside run on: op -> their names. Compiled code makes no choice to be heard."""
+    ran: dict[str, set[str]] = {}
+    token = _heard.set(ran)
+    try:
+        yield ran
+    finally:
+        _heard.reset(token)
+
+
 def choose(op: str, *, device: torch.device, **meta: object) -> str:
     """The backend that runs this call: the one asked for, else the first in order that can.
 
     On meta tensors nothing runs: the answer is "meta", and the op of the dispatcher, whose fake knows the shapes, gives
     the result.
     """
+    backend = _choose(op, device, **meta)
+    if not torch.compiler.is_compiling() and (ran := _heard.get()) is not None:
+        ran.setdefault(op, set()).add(backend)
+    return backend
+
+
+def _choose(op: str, device: torch.device, **meta: object) -> str:
     if device.type == "meta":
         return "meta"
     asked = _asked_for()

@@ -33,6 +33,22 @@ def test_the_best_backend_that_can_run(op: str) -> None:
     assert backends.choose(op, device=torch.device("meta"), n=2) == "meta"
 
 
+def test_what_ran_is_heard(op: str) -> None:
+    backends.choose(op, device=CPU, n=2)  # nobody listens
+    with backends.listen() as ran:
+        assert ran == {}
+        for n in (2, 3, 2):
+            backends.choose(op, device=CPU, n=n)
+        with ops.use_backend("cpu"), pytest.raises(ValueError, match="3 is odd"):
+            backends.choose(op, device=CPU, n=3)  # what was refused did not run
+        with backends.listen() as inner:
+            backends.choose(op, device=CUDA, n=2)
+    assert ran == {op: {"cpu", "reference"}}
+    assert inner == {op: {"cuda"}}
+    backends.choose(op, device=CUDA, n=2)
+    assert ran == {op: {"cpu", "reference"}}
+
+
 def test_forward_mode_differentiation_takes_the_reference(op: str) -> None:
     with forward_ad.dual_level():
         assert backends.choose(op, device=CPU, n=2) == "reference"

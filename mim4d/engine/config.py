@@ -39,6 +39,7 @@ FREE_KEYS = frozenset(
         "train.log_every",
         "train.threads",
         "train.picture_stride",
+        "train.compare_steps",
     }
 )
 # The run's length may grow; the engine compares the numbers of steps that follow from these two keys.
@@ -93,6 +94,8 @@ class TrainConfig:
     """Held-out clips, evenly spread over the held-out split, that are evaluated before and after; 0 takes all."""
     picture_stride: int = 4
     """Pictures are rendered at every n-th pixel."""
+    compare_steps: int = 3
+    """Steps at the end that are timed with the run's backends and with the references in turns; 0: none."""
 
     def check(self) -> None:
         """Raises UserError naming the first option whose value cannot work."""
@@ -119,6 +122,7 @@ class TrainConfig:
             ("log-every", self.log_every >= 1, "must be at least 1"),
             ("val-clips", self.val_clips >= 0, "must not be negative"),
             ("picture-stride", self.picture_stride >= 1, "must be at least 1"),
+            ("compare-steps", self.compare_steps >= 0, "must not be negative"),
         ):
             if not good:
                 raise UserError(f"--train.{option} {getattr(self, option.replace('-', '_'))!r} {need}")

@@ -35,6 +35,7 @@ from mim4d.engine.optim import build_optimizer, lr_factor, peak_lr, set_lr
 from mim4d.engine.progress import Display, clock
 from mim4d.engine.render import boxes, draw, picture_clip, save_arrays, save_pictures
 from mim4d.engine.signals import Interrupted, StopRequest, TrainingFailed
+from mim4d.engine.speed import OWN, REFERENCE, compare_step_times
 from mim4d.errors import UserError
 from mim4d.models import MIM4D, Output, build_model
 
@@ -289,6 +290,8 @@ def _measure_after(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
     if RECONSTRUCTED in numbers:
         summary["val_reconstructed"]["after"] = numbers[RECONSTRUCTED]
     summary |= {"finished": True, "steps": job.step, "epochs": job.step * job.stream.clips_per_step / job.stream.clips}
+    if job.is_main and job.config.train.compare_steps:
+        summary["step_times"] = _step_times(job)
     summary |= {"seconds": job.worked(), "training_seconds": job.training_seconds}
     if job.is_main:
         from mim4d.viz.report import write_report
@@ -302,6 +305,19 @@ def _measure_after(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
         )
     job.accelerator.wait_for_everyone()
     return summary
+
+
+def _step_times(job: Job) -> dict[str, Any]:
+    """Of this run's backends and of the references, on the first batch of the stream."""
+    job.display.line("timing a step with this run's backends and with the references")
+    clips = [job.train_clips.load(index, epoch) for epoch, index in job.stream.batch_of(0, 0, 0)]
+    with job.accelerator.autocast():
+        found = compare_step_times(
+            job.model, collate(clips).to(job.accelerator.device), job.config.train.compare_steps, job.config.train.seed
+        )
+    best = {name: min(found[name]["seconds"]) for name in (OWN, REFERENCE) if (found[name] or {}).get("seconds")}
+    job.display.line("forward and backward: " + ", ".join(f"{name} {best[name]:.2f} s" for name in best))
+    return found
 
 
 def _train(job: Job, stop: StopRequest) -> None:

@@ -16,6 +16,7 @@ from mim4d.viz import figures, page, story
 from mim4d.viz.images import DEPTH_RANGE, DEPTH_TICKS, depth_bar, depth_fraction, fit_width, plain_name, reading_order
 from mim4d.viz.run import Renders, RunFolder, load_run, scores
 from mim4d.viz.style import raster_uri, svg
+from mim4d.viz.timing import step_times
 
 PHOTO_WIDTH = 560  # pixels of a photograph on the page; it is never shown larger on a laptop
 FINE_WIDTH = 320  # rays across a rendered picture above which single rays cannot be told apart on the page
@@ -360,6 +361,7 @@ def _machine(run: RunFolder) -> str:
     return (
         "<p>What the run was computed on. Every op names the backends that are written for it: ready ones are built "
         "and loaded, and serve tensors of their own device; the others say what they lack.</p>"
+        + step_times(run)
         + page.facts(environment, "Versions and device", lambda key: ready.get(key, page.NOTHING))
     )
 

@@ -33,7 +33,15 @@ TINY = {
         "n_uniform": 8,
         "n_importance": 4,
     },
-    "train": {"steps": 4, "lr": 4e-3, "warmup_steps": 1, "val_clips": 1, "picture_stride": 16, "device": "cpu"},
+    "train": {
+        "steps": 4,
+        "lr": 4e-3,
+        "warmup_steps": 1,
+        "val_clips": 1,
+        "picture_stride": 16,
+        "compare_steps": 0,
+        "device": "cpu",
+    },
 }
 
 

@@ -24,13 +24,15 @@ from mim4d.engine.signals import Interrupted, TrainingFailed
 from mim4d.errors import UserError
 
 ROOT = Path(mim4d.__file__).parent.parent
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_world, tiny_preset, tmp_path_factory) -> Path:
-    """A finished run of 4 steps that was never stopped."""
+    """A finished run of 4 steps that was never stopped, and that timed its step at the end."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    assert main(["pretrain", "--preset", str(tiny_preset), "--data.root", str(tiny_world), "--out", str(run)]) == 0
+    arguments = ["--preset", str(tiny_preset), "--data.root", str(tiny_world), "--out", str(run)]
+    assert main(["pretrain", *arguments, "--train.compare-steps", "1"]) == 0
     return run
 
 
@@ -82,6 +84,20 @@ def test_summary(whole):
     assert summary["data"]["world"]["scenes"] == 2  # what the page needs to say how the data were made
     assert summary["environment"]["torch"] == torch.__version__
     assert summary["environment"]["backends"]["voxel_sample"]["reference"] is None
+
+
+def test_step_times_stand_in_the_summary(whole):
+    found = json.loads((whole / "summary.json").read_text())["step_times"]
+    assert found["samples"] == 12
+    assert found["rays"] == 2 * 6 * 4  # targets, cameras, rays
+    for name in ("own", "reference"):
+        assert len(found[name]["seconds"]) == 1
+        assert found[name]["seconds"][0] > 0
+        assert {"voxel_pool", "ms_deform_attn", "sdf_sample", "sdf_march"} <= set(found[name]["backends"])
+    assert all(ran == ["reference"] for ran in found["reference"]["backends"].values())
+    best = next(iter(mim4d.backends.available("sdf_march", CPU, dtype=torch.float32, mode="trilinear")))
+    if mim4d.backends.reason_against("sdf_march", best, CPU, dtype=torch.float32, mode="trilinear") is None:
+        assert found["own"]["backends"]["sdf_march"] == [best]
 
 
 def test_rows(whole):

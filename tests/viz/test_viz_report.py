@@ -344,6 +344,43 @@ def test_machine_tables_name_backends_and_reasons(finished: Page) -> None:
         assert words.replace(" ", "") in text.replace(" ", "")
 
 
+def test_step_times_of_both_ways_and_what_ran_stand_on_the_page(finished: Page) -> None:
+    text = " ".join(finished.text("section").split())
+    assert "ran 1.50 times as fast with this run's backends as with the references" in text  # 0.87 / 0.58
+    rows = " ".join(finished.text("tr").split())
+    for words in ("0.58", "3 steps, slowest 0.71 s", "0.87", "MIM4D_BACKEND=reference", "cpu, reference"):
+        assert words in rows
+    assert "384 rays of 64 samples" in text
+
+
+@pytest.mark.parametrize(
+    ("step_times", "words"),
+    [
+        ({"own": {"seconds": [0.5], "backends": {}}, "reference": None}, "nothing to compare it with"),
+        (
+            {"own": {"seconds": [0.5], "backends": {}}, "reference": {"failed": "more memory than the GPU has"}},
+            "more memory than the GPU has",
+        ),
+        (
+            {"own": {"seconds": [0.8], "backends": {}}, "reference": {"seconds": [0.4], "backends": {}}},
+            "2.00 times slower with this run's backends",
+        ),
+        ({"own": {"seconds": ["x", None]}, "reference": 3}, ""),
+        ({"own": {"seconds": []}}, ""),
+        (["nonsense"], ""),
+        (None, ""),
+    ],
+)
+def test_step_times_that_are_missing_or_slower_are_said_as_they_are(
+    step_times: object, words: str, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", frames=1)
+    change_summary(run, step_times=step_times)
+    text = " ".join(Page(write_report(run).read_text()).text("section").split())
+    assert words in text
+    assert ("Step time" in text.replace("Step time over", "")) or not words
+
+
 def test_training_curves_are_there(finished: Page) -> None:
     labels = {attributes["aria-label"] for attributes in finished.of("svg")}
     for title in ("Colour error", "Depth error", "Total loss", "Learning rate", "Step time"):
