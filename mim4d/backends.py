@@ -138,7 +138,7 @@ def reason_against(op: str, backend: str, device: torch.device, **meta: object) 
 
 @contextmanager
 def listen() -> Iterator[dict[str, set[str]]]:
-    """Hear which backends the ops called inside run on: op -> their names. Compiled code makes no choice to be heard."""
+    """Hear which backends the ops called inside run on: op -> their names. Compiled code is not heard."""
     ran: dict[str, set[str]] = {}
     token = _heard.set(ran)
     try:

@@ -14,7 +14,7 @@ from .render_losses import (
     truncation_loss,
 )
 from .sdf_field import SDFField
-from .sdf_renderer import RenderOutput, SDFRenderer
+from .sdf_renderer import RenderOutput, SDFRenderer, View
 from .smooth_sampler import SmoothSampler
 from .voxel_pull import VoxelPull
 from .voxel_sample import VoxelSampler
@@ -29,6 +29,7 @@ __all__ = [
     "SDFRenderer",
     "SmoothSampler",
     "TemporalDeformAttn",
+    "View",
     "VoxelGrid",
     "VoxelPull",
     "VoxelSampler",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim4d import ops
@@ -35,6 +36,17 @@ class RenderOutput:
         return self.map(lambda t: t.reshape(*leading, *t.shape[2:]))
 
 
+@dataclass(frozen=True)
+class View:
+    """Pictures. Leading sizes are those of the rays, (B, H, W) for instance."""
+
+    rgb: Tensor  # (..., 3) in [0, 1], background blended in
+    depth: Tensor  # (...) ray length in metres; 0 where the ray misses the box
+    opacity: Tensor  # (...) sum of the weights
+    normal: Tensor  # (..., 3) unit, in the coordinates of the box, towards the outside; 0 where the ray misses
+    hit: Tensor  # (...) bool
+
+
 def _concatenate(parts: list[RenderOutput]) -> RenderOutput:
     if len(parts) == 1:
         return parts[0]
@@ -58,7 +70,7 @@ class SDFRenderer(nn.Module):
         mode, padding_mode: how the volume is read, see :func:`mim4d.ops.voxel_sample`.
         near: metres; nothing nearer is seen.
         background: colour behind everything, in [0, 1].
-        chunk: rays per pass. Bounds memory, changes no value.
+        chunk: rays per pass. Bounds memory, changes no value. :meth:`view` has a limit in bytes instead.
         sharpness: fixed s of the second look.
 
     Raises:
@@ -136,6 +148,57 @@ class SDFRenderer(nn.Module):
                     )
                 )
             return _concatenate(parts)
+
+    @torch.no_grad()
+    def view(self, volume: Tensor, origins: Tensor, directions: Tensor, *, memory: int = 2**30) -> View:
+        """Render whole images: as in evaluation, without gradients, in passes of as many rays as memory allows.
+
+        Args:
+            volume: (B, C, Z, Y, X).
+            origins: (B, ..., 3) metres, or what broadcasts to the directions, such as (B, 1, 1, 3) for a camera.
+            directions: (B, ..., 3), unit length.
+            memory: bytes, the most that is held at a time beside the arguments and the result. The passes follow from
+                what the references need; the kernels need far less of it.
+
+        Returns:
+            A :class:`View` with the directions' leading sizes.
+
+        Raises:
+            ValueError: not even a single ray fits.
+        """
+        dtype = torch.float64 if volume.dtype == torch.float64 else torch.float32
+        size = torch.finfo(dtype).bits // 8
+        batch, leading = volume.shape[0], directions.shape[:-1]
+        rays = directions.reshape(batch, -1, 3)  # (B, R, 3)
+        starts = origins.expand(directions.shape).reshape(batch, -1, 3)
+        per_ray = batch * (self.n_uniform + self.n_importance) * self._bytes_per_sample(volume.shape[1], size)
+        # the volume once more in float32, by rows, and with a row of zeros; origins that were spread out
+        fixed = 3 * volume.numel() * size + starts.numel() * starts.element_size()
+        chunk = (memory - fixed) // per_ray
+        if chunk < 1:
+            raise ValueError(
+                f"SDFRenderer.view: memory is {memory} bytes, wanted at least {fixed + per_ray}: {fixed} for copies of "
+                f"the volume and the origins, {per_ray} per ray"
+            )
+        count = rays.shape[1]
+        new = lambda *tail, kind=dtype: torch.empty(batch, count, *tail, dtype=kind, device=volume.device)
+        found = View(rgb=new(3), depth=new(), opacity=new(), normal=new(3), hit=new(kind=torch.bool))
+        with torch.autocast(volume.device.type, enabled=False):
+            volume = volume.to(dtype)
+            for first in range(0, count, chunk):
+                part = slice(first, first + chunk)
+                out = self._march(volume, starts[:, part].to(dtype), rays[:, part].to(dtype), None, None)
+                found.rgb[:, part], found.depth[:, part], found.opacity[:, part] = out.rgb, out.depth, out.opacity
+                found.normal[:, part] = F.normalize(torch.einsum("brs,brsi->bri", out.weights, out.gradient), dim=-1)
+                found.hit[:, part] = out.hit
+                del out  # before the next pass, not after it
+        return View(*(getattr(found, f.name).unflatten(1, leading[1:]) for f in fields(View)))
+
+    def _bytes_per_sample(self, channels: int, size: int) -> int:
+        """Memory of one sample without gradients, from above: taps and their weights, features, layers' values."""
+        hidden, layers = self.field.hidden, self.field.sdf_decoder.layers
+        taps = {"bicubic": 32, "tricubic": 64}.get(self.mode, 8)
+        return size * (10 * taps + 4 * channels + (layers + 10) * hidden)
 
     def sdf(self, volume: Tensor, points: Tensor) -> Tensor:
         """The signed distance at points: volume (B, C, Z, Y, X), points (B, ..., 3) metres -> (B, ...) metres."""

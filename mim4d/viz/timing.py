@@ -1,4 +1,4 @@
-"""What ran where, and how long a step took: the run's own backends beside the references, as ``summary.json`` has it."""
+"""What ran where and how long a step took: the run's own backends beside the references, as in ``summary.json``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WAYS = (
 
 
 def step_times(run: RunFolder) -> str:
-    """Two tables as HTML: seconds per step both ways, and the backends that every op ran on. Empty when not measured."""
+    """Seconds per step both ways, and the backends that every op ran on, as HTML; empty when not measured."""
     found = run.summary.get("step_times")
     if not isinstance(found, dict):
         return ""
@@ -74,7 +74,8 @@ def _backends(ways: dict[str, Any]) -> str:
     for op in ops:
         cells = "".join(f"<td>{_joined(ran[name].get(op))}</td>" for name, *_ in _WAYS if name in ran)
         body += f'<tr><th scope="row"><code>{page.text(op)}</code></th>{cells}</tr>'
-    return f'<table class="scores ran"><thead><tr><th scope="col">The op ran on</th>{head}</tr></thead><tbody>{body}</tbody></table>'
+    head = f'<thead><tr><th scope="col">The op ran on</th>{head}</tr></thead>'
+    return f'<table class="scores ran">{head}<tbody>{body}</tbody></table>'
 
 
 def _joined(names: object) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.fields import BOUNDS, fan, plane_field, random_scene, x_volume
+from helpers.process import python
 
 from mim4d.nn import RenderOutput, SDFField, SDFRenderer
 
@@ -129,6 +132,113 @@ def test_chunks_change_nothing(training: bool) -> None:
     for name in RenderOutput.__dataclass_fields__:
         # Not to the bit: a matrix product of another size may round otherwise.
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-3, msg=name)
+
+
+# ---- whole images
+
+
+def image_rays(rows: int = 6, columns: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """A camera at (1, 0.5, 0.2) m that looks along x: its place (1, 1, 1, 3) and directions (1, rows, columns, 3)."""
+    y, z = torch.meshgrid(torch.linspace(-0.2, 0.2, rows), torch.linspace(-0.6, 0.6, columns), indexing="ij")
+    directions = torch.nn.functional.normalize(torch.stack([torch.ones_like(y), z, y], -1), dim=-1)[None]
+    return torch.tensor([1.0, 0.5, 0.2]).reshape(1, 1, 1, 3), directions
+
+
+def least(renderer: SDFRenderer, volume: torch.Tensor, rays: int, directions: torch.Tensor) -> int:
+    """Bytes with which a pass takes ``rays`` rays and no more."""
+    per_ray = volume.shape[0] * 96 * renderer._bytes_per_sample(volume.shape[1], 4)
+    return 3 * 4 * volume.numel() + 4 * directions.numel() + rays * per_ray
+
+
+@pytest.mark.parametrize("rays", [1, 5, 48])
+def test_a_view_is_what_single_rays_show_whatever_the_memory(rays: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    field, volume = random_scene()
+    renderer = SDFRenderer(field, BOUNDS, background=(0.2, 0.4, 0.6)).train()  # a view is evaluation all the same
+    origin, directions = image_rays()
+    directions[0, 0, 0] = 0.0  # no ray
+    passes = []
+    march = renderer._march
+    monkeypatch.setattr(renderer, "_march", lambda v, o, *rest: passes.append(o.shape[1]) or march(v, o, *rest))
+    view = renderer.view(volume, origin, directions, memory=least(renderer, volume, rays, directions))
+    assert passes == [min(rays, 48 - first) for first in range(0, 48, rays)]
+    origins = origin.expand_as(directions)
+    single = renderer.eval()(volume, origins.flatten(1, 2), directions.flatten(1, 2)).reshape(1, 6, 8)
+    for name in ("rgb", "depth", "opacity", "hit"):
+        # Not to the bit: a matrix product of another size may round otherwise.
+        torch.testing.assert_close(getattr(view, name), getattr(single, name), rtol=1e-4, atol=1e-3, msg=name)
+    normal = (single.weights[..., None] * single.gradient).sum(-2)
+    torch.testing.assert_close(view.normal, torch.nn.functional.normalize(normal, dim=-1), rtol=1e-3, atol=1e-3)
+    assert not view.hit[0, 0, 0]
+    assert not view.normal[0, 0, 0].any()
+    assert not view.rgb.requires_grad
+
+
+def test_a_view_of_a_plane_shows_its_normal() -> None:
+    renderer = SDFRenderer(plane_field(False, 0.5), BOUNDS)
+    view = renderer.view(x_volume(), *image_rays())
+    assert view.normal.shape == (1, 6, 8, 3)
+    torch.testing.assert_close(view.normal, torch.tensor([-1.0, 0, 0]).expand_as(view.normal), rtol=0, atol=1e-4)
+
+
+def test_too_little_memory_for_one_ray_is_refused() -> None:
+    field, volume = random_scene()
+    renderer = SDFRenderer(field, BOUNDS)
+    rays = image_rays()
+    enough = least(renderer, volume, 1, rays[1])
+    with pytest.raises(ValueError, match=f"memory is {enough - 1} bytes, wanted at least {enough}"):
+        renderer.view(volume, *rays, memory=enough - 1)
+    renderer.view(volume, *rays, memory=enough)
+
+
+def test_views_of_no_rays_and_of_several_scenes() -> None:
+    field, volume = random_scene()
+    renderer = SDFRenderer(field, BOUNDS)
+    assert renderer.view(volume, torch.zeros(1, 0, 3), torch.zeros(1, 0, 3)).rgb.shape == (1, 0, 3)
+    two = torch.cat([volume, volume.flip(-1)])
+    origin, directions = image_rays(3, 2)
+    both = renderer.view(two, origin, directions.expand(2, 3, 2, 3), memory=2**24)
+    for i in range(2):
+        one = renderer.view(two[i : i + 1], origin, directions)
+        torch.testing.assert_close(both.depth[i : i + 1], one.depth, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of memory from Linux")
+def test_the_peak_of_memory_obeys_the_limit() -> None:
+    """In a process of its own that gives memory back at once: what it holds is what it asked for."""
+    program = """
+import contextlib, json, torch
+from mim4d import ops
+from mim4d.nn import SDFField, SDFRenderer
+
+def peak(reset=False):
+    if reset:
+        open("/proc/self/clear_refs", "w").write("5")
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+renderer = SDFRenderer(SDFField(32), (-40.0, -40.0, -4.0, 40.0, 40.0, 4.0), n_uniform=24, n_importance=8)
+volume = torch.randn(1, 32, 4, 40, 40)
+directions = torch.nn.functional.normalize(torch.randn(1, 40, 200, 3), dim=-1)
+used = []
+for way in (contextlib.nullcontext(), ops.use_backend("reference")):
+    with way:
+        renderer.view(volume, torch.zeros(3), directions[:, :1], memory=2**26)  # what libraries set up once
+        for memory in (2**24, 2**26, 2**30):
+            before = peak(reset=True)
+            view = renderer.view(volume, torch.zeros(3), directions, memory=memory)
+            used.append(peak() - before)
+print(json.dumps(used))
+"""
+    done = python(program, MALLOC_MMAP_THRESHOLD_="65536")
+    assert done.returncode == 0, done.stderr
+    best, reference = (json.loads(done.stdout)[i : i + 3] for i in (0, 3))
+    result = 8000 * (8 * 4 + 1)
+    for used in (best, reference):
+        for got, memory in zip(used, (2**24, 2**26, 2**30), strict=True):
+            assert got <= memory + result, (best, reference)
+    assert reference[2] > 2**27, "without a limit it would take more: the limits above are felt"
 
 
 def test_jitter_is_drawn_in_training_only() -> None:
