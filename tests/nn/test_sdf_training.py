@@ -1,5 +1,5 @@
-"""Training through the renderer: one graph under ``torch.compile``, fp32 under autocast, what may be differentiated, and
-the loss curve of the fused op on that of the reference."""
+"""Training through the renderer: one graph under ``torch.compile``, fp32 under autocast, how often it can be
+differentiated, and the loss curve of the fused op on that of the reference."""
 
 from __future__ import annotations
 
