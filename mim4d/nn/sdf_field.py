@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 SOFTPLUS_BETA = 100.0
+RELEASED = "render_model.field."  # what stands before the field's names in a checkpoint of the method's authors
 
 
 class _ConditionedMLP(nn.Module):
@@ -73,6 +76,31 @@ class SDFField(nn.Module):
     def rgb_weights(self) -> list[Tensor]:
         """As :meth:`sdf_weights`, of the colour decoder."""
         return self.rgb_decoder.weights()
+
+    def load_released(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Take the field's weights out of a checkpoint of the method's authors, whatever else it holds.
+
+        Args:
+            state: the checkpoint's weights by name; the field's have ``render_model.field.`` in their names, after any
+                prefix. (The authors' renderer reads the volume at corners, ``align_corners=True``; ours at centres.)
+
+        Returns:
+            The names under that prefix that this field has no use for.
+
+        Raises:
+            ValueError: a weight is missing or has another shape; then nothing was changed.
+        """
+        given = {name.partition(RELEASED)[2]: value for name, value in state.items() if RELEASED in name}
+        own = self.state_dict()
+        wrong = [
+            f"{name} is {tuple(given[name].shape) if name in given else 'missing'}, wanted {tuple(value.shape)}"
+            for name, value in own.items()
+            if name not in given or given[name].shape != value.shape
+        ]
+        if wrong:
+            raise ValueError(f"SDFField.load_released: {'; '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}")
+        self.load_state_dict({name: given[name] for name in own})
+        return sorted(given.keys() - own.keys())
 
     def inv_s(self) -> Tensor:
         """The sharpness s, a 0-dim tensor: larger means a thinner surface (per scaled unit)."""

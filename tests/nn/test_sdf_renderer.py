@@ -333,6 +333,34 @@ def test_field_names_sizes_and_start_are_those_of_the_method() -> None:
         assert [w.data_ptr() for w in weights] == [state[name].data_ptr() for name in order]
 
 
+def test_released_weights_load() -> None:
+    """The field's names below a detector's, beside a density that only the authors have, and weights of other parts."""
+    g = torch.Generator().manual_seed(3)
+    shapes = {"deviation_network.variance": (1,), "some_density.beta": (1,)}
+    for decoder, layers, condition, out in (("sdf_decoder", 6, 32, 17), ("rgb_decoder", 4, 54, 3)):
+        shapes |= {f"{decoder}.fc_p.weight": (16, 3), f"{decoder}.fc_p.bias": (16,)}
+        for l in range(layers):
+            width = 16 if l < layers - 1 else out
+            shapes |= {f"{decoder}.lin{l}.weight": (width, 16), f"{decoder}.lin{l}.bias": (width,)}
+            shapes |= {f"{decoder}.fc_c.{l}.weight": (16, condition), f"{decoder}.fc_c.{l}.bias": (16,)}
+    state = {f"head.render_model.field.{name}": torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    state["backbone.stem.weight"] = torch.randn(3, generator=g)
+    field = SDFField()
+    assert field.load_released(state) == ["some_density.beta"]
+    for name, value in field.state_dict().items():
+        assert torch.equal(value, state[f"head.render_model.field.{name}"]), name
+    before = field.sdf_decoder.fc_p.weight.clone()
+    state["head.render_model.field.sdf_decoder.fc_p.weight"] = torch.zeros(16, 3)
+    del state["head.render_model.field.rgb_decoder.lin3.bias"]
+    with pytest.raises(ValueError, match=r"rgb_decoder.lin3.bias is missing, wanted \(3,\)"):
+        field.load_released(state)
+    assert torch.equal(field.sdf_decoder.fc_p.weight, before)
+    with pytest.raises(ValueError, match=r"fc_c.0.weight is \(16, 32\), wanted \(16, 8\)"):
+        SDFField(8).load_released(state)
+    with pytest.raises(ValueError, match=r"sdf_decoder.fc_p.weight is missing, wanted \(16, 3\); .* \.\.\."):
+        field.load_released({})
+
+
 def test_sharpness_is_clipped() -> None:
     field = SDFField()
     with torch.no_grad():
