@@ -21,8 +21,7 @@ def scene(p):  # (R, 3) -> signed distance (R,), colour (R, 3)
 
 def look(angle, size):  # R = size^2 rays, traced: origins, directions, colours, normals (R, 3), distances, seen (R,)
     origin = 13 * torch.tensor([angle, angle - torch.pi / 2, torch.pi / 2]).cos() + 6 * UP
-    ahead = normalize(0.8 * UP - origin, dim=0)
-    right = normalize(torch.linalg.cross(ahead, UP), dim=0)
+    right, ahead = normalize(torch.linalg.cross(UP, origin), dim=0), normalize(0.8 * UP - origin, dim=0)
     v, u = (x.reshape(-1, 1) for x in torch.meshgrid(*[torch.linspace(-0.5, 0.5, size)] * 2, indexing="ij"))
     rays, t = normalize(ahead + u * right + v * torch.linalg.cross(ahead, right), dim=-1), torch.zeros(size**2)
     for _ in range(96):
@@ -35,6 +34,7 @@ def look(angle, size):  # R = size^2 rays, traced: origins, directions, colours,
 
 
 def main(steps=500, cameras=range(16), size=96, rays=512, side=256, out="fit_sdf.png"):
+    torch.manual_seed(0)
     volume = torch.zeros(1, 16, 16, 32, 32, requires_grad=True)  # (1, C, Z, Y, X), half a metre a cell
     renderer = SDFRenderer(SDFField(16), (-8, -8, -1, 8, 8, 7), background=PAINT[4].tolist(), n_uniform=48)
     optimizer = torch.optim.Adam([volume, *renderer.parameters()])
@@ -51,8 +51,8 @@ def main(steps=500, cameras=range(16), size=96, rays=512, side=256, out="fit_sdf
     v, rows = renderer.view(volume, origins[None], directions[None], memory=2**28), []
     for rgb, normal, depth, seen in (truth, (v.rgb[0], v.normal[0], v.depth[0], v.opacity[0] > 0.5)):
         far = torch.from_numpy(depth_to_rgb(depth.numpy(), seen.numpy(), (8.0, 26.0)) / 255)
-        bent = torch.where(seen[:, None], 0.5 + normal / 2, 0.5)
-        rows.append(torch.cat([x.view(side, side, 3) for x in (rgb, far, bent)], 1))
+        row = rgb, far, torch.where(seen[:, None], 0.5 + normal / 2, 0.5)
+        rows.append(torch.cat([x.view(side, side, 3) for x in row], 1))
     Image.fromarray((torch.cat(rows).clamp(0, 1) * 255).byte().numpy()).save(out)
 
 

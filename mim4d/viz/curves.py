@@ -12,6 +12,14 @@ from matplotlib.figure import Figure
 
 from mim4d.viz.style import DIRECT, INK, MUTED, OTHER, PAPER, RECONSTRUCTED, dress, new_figure
 
+# optional losses, by the name of their plain value: title, unit of the axis, what it is
+_OPTIONAL = {
+    "eikonal_error": ("Slope error", "mean square", "How far the distance field's slope is from 1, along all rays."),
+    "free_space_m": ("Free-space error", "metres", "How wrong the field is where LiDAR looked through."),
+    "truncation_m": ("Error near surfaces", "metres", "How wrong the field is close to LiDAR returns."),
+    "sparse_point_m": ("Distance at LiDAR returns", "metres", "The field where LiDAR hit a surface: 0 is right."),
+    "ssim_error": ("Structural dissimilarity", "0 to 1", "Rendered patches beside the camera's: 0 is equal."),
+}
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -65,6 +73,9 @@ def _path(name: str) -> str:
 
 
 def _quantity(name: str) -> str:
+    for optional in _OPTIONAL:
+        if name.startswith(f"{optional}_"):
+            return optional
     if "depth" in name:
         return "depth_m" if "m" in re.split(r"[^a-z0-9]+", name) else "depth_loss"
     if "rgb" in name or "colour" in name or "color" in name:
@@ -73,7 +84,8 @@ def _quantity(name: str) -> str:
 
 
 def panels(metrics: dict[str, np.ndarray]) -> list[Panel]:
-    """Sort the columns of ``metrics.jsonl`` into pictures: colour, depth, total loss, learning rate, step time.
+    """Sort the columns of ``metrics.jsonl`` into pictures: colour, depth, total loss, the optional losses that were on,
+    learning rate, step time.
 
     Errors in plain units (``*rgb_l1*``, ``*depth*_m``) are preferred; the weighted losses stand in where they are all
     there is. Columns that are none of these are left to the file.
@@ -96,6 +108,9 @@ def panels(metrics: dict[str, np.ndarray]) -> list[Panel]:
     if "loss" in metrics:
         note = "The weighted sum that training makes small."
         found.append(Panel("loss", "Total loss", "weighted sum", note, {"": metrics["loss"]}))
+    for key, (title, unit, note) in _OPTIONAL.items():
+        if key in groups:
+            found.append(Panel(key, title, unit, note, groups[key]))
     if "lr" in metrics:
         note = "Warm-up, then a slow decline to the end of the run."
         found.append(Panel("lr", "Learning rate", "step size", note, {"": metrics["lr"]}))

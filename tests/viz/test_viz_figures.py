@@ -190,3 +190,15 @@ def test_write_pngs(tmp_path: Path, frames: int) -> None:
             picture.load()
             sizes[path.stem] = picture.size
     assert sizes["camera"] == sizes["rgb_direct"] == sizes["lidar_depth"] == (3 * 168 + 12, 2 * 96 + 6)
+
+
+def test_optional_losses_that_were_on_have_a_curve() -> None:
+    column = np.ones(3)
+    names = ["loss", "eikonal_direct", "eikonal_error_direct", "eikonal_error_reconstructed", "ssim_error_direct"]
+    names += [f"{name}_m_direct" for name in ("free_space", "truncation", "sparse_point")]
+    found = {panel.key: panel for panel in figures.panels(dict.fromkeys(names, column))}
+    optional = ["eikonal_error", "free_space_m", "truncation_m", "sparse_point_m", "ssim_error"]
+    assert list(found) == ["loss", *optional]
+    assert list(found["eikonal_error"].series) == ["direct", "reconstructed"]  # the plain value, not the weighted one
+    assert found["free_space_m"].unit == "metres"
+    assert not any(found[key].score for key in optional)
