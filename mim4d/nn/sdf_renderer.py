@@ -164,8 +164,12 @@ class SDFRenderer(nn.Module):
             A :class:`View` with the directions' leading sizes.
 
         Raises:
-            ValueError: not even a single ray fits.
+            ValueError: rays of another number of scenes than the volume's, or not even a single ray fits.
         """
+        if directions.dim() < 2 or directions.shape[0] != volume.shape[0] or directions.shape[-1] != 3:
+            raise ValueError(
+                f"SDFRenderer.view: directions has shape {tuple(directions.shape)}, wanted ({volume.shape[0]}, ..., 3)"
+            )
         dtype = torch.float64 if volume.dtype == torch.float64 else torch.float32
         size = torch.finfo(dtype).bits // 8
         batch, leading = volume.shape[0], directions.shape[:-1]
@@ -174,7 +178,7 @@ class SDFRenderer(nn.Module):
         per_ray = batch * (self.n_uniform + self.n_importance) * self._bytes_per_sample(volume.shape[1], size)
         # the volume once more in float32, by rows, and with a row of zeros; origins that were spread out
         fixed = 3 * volume.numel() * size + starts.numel() * starts.element_size()
-        chunk = (memory - fixed) // per_ray
+        chunk = int((memory - fixed) // per_ray)
         if chunk < 1:
             raise ValueError(
                 f"SDFRenderer.view: memory is {memory} bytes, wanted at least {fixed + per_ray}: {fixed} for copies of "

@@ -188,6 +188,8 @@ def test_too_little_memory_for_one_ray_is_refused() -> None:
     with pytest.raises(ValueError, match=f"memory is {enough - 1} bytes, wanted at least {enough}"):
         renderer.view(volume, *rays, memory=enough - 1)
     renderer.view(volume, *rays, memory=enough)
+    with pytest.raises(ValueError, match=r"directions has shape \(1, 6, 8, 3\), wanted \(2, \.\.\., 3\)"):
+        renderer.view(volume.expand(2, -1, -1, -1, -1), *rays)
 
 
 def test_views_of_no_rays_and_of_several_scenes() -> None:
