@@ -28,9 +28,9 @@ struct Call {
   MsDeformAttnCpuParams<T> p{};
 
   explicit Call(const MsDeformAttnInputs& in)
-      : value(torch::stable::contiguous(torch::stable::to(in.value, in.wide()))),
+      : value(torch::stable::contiguous(cast(in.value, in.wide()))),
         locations(torch::stable::contiguous(in.locations)),
-        weights(torch::stable::contiguous(torch::stable::to(in.weights, in.wide()))),
+        weights(torch::stable::contiguous(cast(in.weights, in.wide()))),
         levels(read_levels(in)),
         zeros(in.value.size(3), T(0)) {
     set_sizes(p, in);
@@ -93,7 +93,7 @@ Tensor ms_deform_attn_cpu(const Tensor& value, const Tensor& shapes, const Tenso
       call.p.out = mutable_data<T>(out);
       call.for_rows(kernels<T>().forward);
     }
-    return torch::stable::to(out, value.scalar_type());
+    return cast(out, value.scalar_type());
   });
 }
 
@@ -108,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward_cpu(const Tensor& gra
   return dispatch_floating("ms_deform_attn_backward", in.wide(), [&]<class T>() -> Gradients {
     Call<T> call(in);
     const ScalarType wide = in.wide();
-    const Tensor cotangent = torch::stable::contiguous(torch::stable::to(grad, wide));
+    const Tensor cotangent = torch::stable::contiguous(cast(grad, wide));
     const auto gradient = [&](const Tensor& of, bool wanted) {
       if (!wanted) return torch::stable::new_empty(of, {0}, wide);
       return call.empty() ? zeros_like(of, wide) : torch::stable::new_empty(of, of.sizes(), wide);
@@ -123,8 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward_cpu(const Tensor& gra
       if (mask[1] || mask[2]) call.for_rows(kernels<T>().backward_points);
       if (mask[0]) make_value(call);
     }
-    return {torch::stable::to(by_value, value.scalar_type()), by_location,
-            torch::stable::to(by_weight, weights.scalar_type())};
+    return {cast(by_value, value.scalar_type()), by_location, cast(by_weight, weights.scalar_type())};
   });
 }
 

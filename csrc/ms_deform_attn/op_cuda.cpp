@@ -20,7 +20,7 @@ struct Call {
   explicit Call(const MsDeformAttnInputs& in)
       : value(torch::stable::contiguous(in.value)),
         locations(torch::stable::contiguous(in.locations)),
-        weights(torch::stable::contiguous(torch::stable::to(in.weights, in.wide()))),
+        weights(torch::stable::contiguous(cast(in.weights, in.wide()))),
         shapes(torch::stable::contiguous(in.shapes)),
         starts(torch::stable::contiguous(in.starts)) {
     set_sizes(p, in);
@@ -104,8 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward_cuda(const Tensor& gr
                      : p.dense() && p.D >= 16 ? launch_ms_deform_attn_window(p, stream)
                                               : launch_ms_deform_attn_scatter(p, stream));
   });
-  return {torch::stable::to(by_value, value.scalar_type()), by_location,
-          torch::stable::to(by_weight, weights.scalar_type())};
+  return {cast(by_value, value.scalar_type()), by_location, cast(by_weight, weights.scalar_type())};
 }
 
 }  // namespace
