@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "cpu/transpose.h"
 #include "torch/stable.h"

@@ -1,6 +1,8 @@
 #pragma once
 // Images and volumes as rows of channels, on any device, by torch's own copies.
 
+#include <vector>
+
 #include "torch/stable.h"
 
 namespace mim4d {

@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "torch/cuda.h"
-#include "torch/rows.h"
 #include "torch/rows_cuda.h"
 #include "torch/stable.h"
 #include "voxel_pull/cuda.h"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.infos.voxel_pull import INFO
 from helpers.memory import peak_bytes
+from helpers.simt import emulated
 from torch import Tensor
 
 import mim4d.ops as ops
@@ -100,6 +101,19 @@ def test_nothing_of_the_size_of_all_views_is_made() -> None:
     slack = 1 << 14  # what autograd and the profiler note themselves
     assert out.nbytes <= forward <= out.nbytes + rows + slack
     assert rows + bins <= backward <= 3 * rows + bins + slack
+
+
+@pytest.mark.skipif(("voxel_pull", "cpu") in _library.absent, reason="ops_cpu is not built")
+def test_any_number_of_levels(request: pytest.FixtureRequest) -> None:
+    """The CUDA kernels have theirs as parameters: they take 16, and say so."""
+    features, depth, uvd = INFO.sample("", {"sizes": ((2, 3),) * 17}).args
+    torch.testing.assert_close(ops.voxel_pull(features, depth, uvd), by_wrapper(features, depth, uvd))
+    with emulated(request.config.getoption("--simt")):
+        torch.testing.assert_close(
+            ops.voxel_pull(features[:16], depth[:16], uvd), by_wrapper(features[:16], depth[:16], uvd)
+        )
+        with pytest.raises(RuntimeError, match="17 levels, and the CUDA kernels take at most 16"):
+            ops.voxel_pull(features, depth, uvd)
 
 
 def test_forty_wrong_calls_are_named() -> None:
