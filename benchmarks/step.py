@@ -171,7 +171,7 @@ def _measure(config: PretrainConfig, device: str, warmup: int, steps: int) -> di
         model.image_encoder.to(memory_format=torch.channels_last)
     if train.compile:
         model.compile()
-    optimizer = build_optimizer(model, train, model.image_encoder.backbone)
+    optimizer = build_optimizer(model, train, model.image_encoder.backbone, model.renderer.field)
     set_rate(optimizer, train)
     clips = random_clips(config.data, train.batch).to(device)
     before = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}

@@ -64,6 +64,8 @@ class TrainConfig:
     """AdamW's decay; norms, biases and other vectors are left out."""
     backbone_lr: float = 0.1
     """Factor on the learning rate of the image backbone."""
+    field_lr: float = 1.0
+    """Factor on the learning rate of the renderer's field: its decoders and sharpness."""
     clip_norm: float = 35.0
     """Largest norm of the whole gradient."""
     warmup_steps: int = 500
@@ -111,6 +113,7 @@ class TrainConfig:
             ("lr", 0 < self.lr < math.inf, "must be above 0"),
             ("weight-decay", 0 <= self.weight_decay < math.inf, "must not be negative"),
             ("backbone-lr", 0 <= self.backbone_lr < math.inf, "must not be negative"),
+            ("field-lr", 0 <= self.field_lr < math.inf, "must not be negative"),
             ("clip-norm", 0 < self.clip_norm < math.inf, "must be above 0"),
             ("warmup-steps", self.warmup_steps >= 0, "must not be negative"),
             ("warmup-from", 0 <= self.warmup_from <= 1, "is a part of the peak: it must be in [0, 1]"),

@@ -30,32 +30,37 @@ def lr_factor(step: int, total: int, warmup_steps: int, warmup_from: float, fina
     return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def parameter_groups(model: nn.Module, train: TrainConfig, backbone: nn.Module | None) -> list[dict[str, Any]]:
-    """AdamW groups: {backbone, rest} x {decay, no decay}, each with its factor on the learning rate as ``lr_factor``.
+def parameter_groups(
+    model: nn.Module, train: TrainConfig, backbone: nn.Module | None, field: nn.Module | None = None
+) -> list[dict[str, Any]]:
+    """AdamW groups: {rest, backbone, field} x {decay, no decay}, each with its factor on the learning rate as
+    ``lr_factor``. ``field`` is the renderer's.
 
     Decay is for weights with two or more dimensions outside norms: not for biases, norm weights, layer scales, single
     numbers. Parameters that need no gradient are left out. Empty groups are dropped.
     """
-    in_backbone = {id(parameter) for parameter in backbone.parameters()} if backbone is not None else set()
+    parts = [(backbone, train.backbone_lr), (field, train.field_lr)]
+    owners = {id(p): i for i, (part, _) in enumerate(parts, 1) if part is not None for p in part.parameters()}
+    factors = [1.0, *(factor for _, factor in parts)]
     in_norm = {
         id(parameter)
         for module in model.modules()
         if _is_norm(module)
         for parameter in module.parameters(recurse=False)
     }
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 and id(parameter) not in in_norm and not name.endswith("bias")
-        key = (id(parameter) in in_backbone, decays)
+        key = (owners.get(id(parameter), 0), decays)
         group = groups.setdefault(
             key,
             {
                 "params": [],
                 "names": [],
                 "weight_decay": train.weight_decay if decays else 0.0,
-                "lr_factor": train.backbone_lr if key[0] else 1.0,
+                "lr_factor": factors[key[0]],
             },
         )
         group["params"].append(parameter)
@@ -71,9 +76,11 @@ def _is_norm(module: nn.Module) -> bool:
     )
 
 
-def build_optimizer(model: nn.Module, train: TrainConfig, backbone: nn.Module | None) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, train: TrainConfig, backbone: nn.Module | None, field: nn.Module | None = None
+) -> torch.optim.AdamW:
     """AdamW over :func:`parameter_groups`. The learning rate is set anew before every step by :func:`set_lr`."""
-    return torch.optim.AdamW(parameter_groups(model, train, backbone), lr=0.0)
+    return torch.optim.AdamW(parameter_groups(model, train, backbone, field), lr=0.0)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

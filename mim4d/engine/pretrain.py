@@ -143,7 +143,7 @@ def _build(
     if config.train.compile:
         model.compile()
     wrapped = accelerator.prepare_model(model)
-    optimizer = build_optimizer(model, config.train, model.image_encoder.backbone)
+    optimizer = build_optimizer(model, config.train, model.image_encoder.backbone, model.renderer.field)
     data = _fingerprint(train_clips, val_clips)
     job = Job(config, run, accelerator, display, train_clips, val_clips, stream, total, model, wrapped, optimizer, data)
     if newest is not None:

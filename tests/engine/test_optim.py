@@ -66,6 +66,16 @@ def test_decay_is_for_weights_alone_and_the_backbone_has_its_own_rate():
     }
 
 
+def test_the_field_has_its_own_rate():
+    model = Model()
+    groups = parameter_groups(model, TrainConfig(backbone_lr=0.1, field_lr=5.0), model.backbone, model.head)
+    found = {name: (group["weight_decay"] > 0, group["lr_factor"]) for group in groups for name in group["names"]}
+    assert (found["head.weight"], found["head.bias"]) == ((True, 5.0), (False, 5.0))
+    assert found["backbone.0.weight"] == (True, 0.1)
+    assert found["scale"] == (False, 1.0)
+    assert sum(len(group["params"]) for group in groups) == 9
+
+
 def test_set_lr_gives_every_group_its_part():
     model = Model()
     optimizer = build_optimizer(model, TrainConfig(backbone_lr=0.1), model.backbone)
