@@ -105,10 +105,10 @@ MIM4D_HD void merge_outside(T from, T to, T (&w)[K]) {
   for (int k = 0; k < K; ++k) w[k] = merged[k];
 }
 
+// The taps around a point on an axis; `at` was not clamped, unless K = 2 and the padding is border.
 template <int K, class T>
-MIM4D_HD Taps<T, K> axis_taps(T coordinate, T size, bool smooth, bool align, Padding padding) {
+MIM4D_HD Taps<T, K> taps_at(const LinearAxis<T>& at, T size, bool smooth, Padding padding) {
   const bool border = padding == Padding::border;
-  const LinearAxis<T> at = axis_position(coordinate, size, align, border && K == 2);
   const auto lost = at.t != at.t;
   const T t = select(lost, T(0), at.t);
   Taps<T, K> taps;
@@ -135,6 +135,12 @@ MIM4D_HD Taps<T, K> axis_taps(T coordinate, T size, bool smooth, bool align, Pad
   taps.nothing = select(lost, at.t, T(0));
   taps.free = at.free;
   return taps;
+}
+
+template <int K, class T>
+MIM4D_HD Taps<T, K> axis_taps(T coordinate, T size, bool smooth, bool align, Padding padding) {
+  const bool clamp = padding == Padding::border && K == 2;
+  return taps_at<K>(axis_position(coordinate, size, align, clamp), size, smooth, padding);
 }
 
 // The functions below contract one number s(k) a tap with the weights; k counts taps with x fastest, then y, then z.

@@ -103,4 +103,56 @@ MIM4D_HD T composite_adjoint(T alpha, T transmittance, T weight_bar, T& behind) 
   return alpha_bar;
 }
 
+// ---- where a ray is read: equal sections first, then more of them where light is lost
+
+// Boundary i of n equal sections as a share of the stretch: it moves between the midpoints around it by the share
+// `jitter`.
+template <class T>
+MIM4D_HD T section_boundary(T i, T n, T jitter) {
+  const T low = max_(T(0), i - T(0.5)) / n, high = min_(n, i + T(0.5)) / n;
+  return low + (high - low) * jitter;
+}
+
+// How fast sdf changes over a section of this length.
+template <class T>
+MIM4D_HD T section_quotient(T sdf, T next, T length) {
+  return (next - sdf) / (length + T(1e-5));
+}
+
+// alpha of a section from the sdf at both ends, its quotient and that of the section before (0 for the first).
+template <class T>
+MIM4D_HD T section_alpha(T sdf, T next, T length, T quotient, T before, T sharpness) {
+  const T slope = clamp_(min_(quotient, before), T(-1000), T(0));
+  return opacity((sdf + next) * T(0.5), slope * length * T(0.5), sharpness).alpha;
+}
+
+// What is added to the weight of each of n sections, so that together they weigh 1e-5 or more.
+template <class T>
+MIM4D_HD T section_padding(T total, T n) {
+  return max_(T(0), T(1e-5) - total) / n;
+}
+
+// The last of n sections that begins at or below `wanted`; mass(i): the weight of all sections before i, asked for
+// 0 < i < n.
+template <class T, class Mass>
+MIM4D_HD int section_of(T wanted, int n, Mass&& mass) {
+  int low = 0, high = n - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (mass(middle) <= wanted)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
+
+// The place in a section between two edges where the mass reaches `wanted`.
+template <class T>
+MIM4D_HD T place_in_section(T wanted, T mass0, T mass1, T edge0, T edge1) {
+  const T share = clamp_((wanted - mass0) / (mass1 - mass0), T(0), T(1));
+  // Rounded, the sum may pass the edge, and then the places of two sections would not ascend.
+  return min_(edge1, edge0 + (edge1 - edge0) * select(mass1 > mass0, share, T(0)));
+}
+
 }  // namespace mim4d::math

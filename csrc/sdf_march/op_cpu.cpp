@@ -205,6 +205,7 @@ Outputs sdf_march_cpu(const Tensor& volume, const Tensor& origins, const Tensor&
   const SdfMarchInputs in{volume, origins, directions, edges,   sdf_weights, rgb_weights,
                           inv_s,  aabb,    mode,       padding, align,       cos_anneal};
   check_sdf_march(in);
+  STD_TORCH_CHECK(in.mode == int64_t(Mode::trilinear), in.op, ": this kernel reads trilinear alone");
   return forward(in);
 }
 
@@ -219,6 +220,7 @@ Gradients sdf_march_backward_cpu(std::optional<Tensor> grad_rgb, std::optional<T
                           inv_s,  aabb,    mode,       padding, align,       cos_anneal};
   const SdfMarchGrads grads{grad_rgb, grad_depth, grad_opacity, grad_sdf, grad_gradient, grad_weights};
   check_sdf_march(in);
+  STD_TORCH_CHECK(in.mode == int64_t(Mode::trilinear), in.op, ": this kernel reads trilinear alone");
   check_sdf_march_grads(in, grads);
   return backward(grads, in, mask);
 }

@@ -15,14 +15,27 @@ struct SdfDecoder {
   int64_t hidden, condition, out, layers;
 };
 
+// A field along rays: what both ops read.
 template <class T>
-struct SdfMarchParams {
+struct SdfFieldParams {
   const T* volume;      // [B, Z, Y, X, C]: channels last
   const T* outside;     // [C] zeros: the voxel outside of the volume (CPU kernels)
   const T* origins;     // [B, R, 3]
   const T* directions;  // [B, R, 3]
-  const T* edges;       // [B, R, S + 1]
   SdfDecoder<T> sdf_net;
+  int64_t B, R, C, Z, Y, X;
+  T aabb[6];
+  Mode mode;
+  Padding padding;
+  bool align;
+
+  MIM4D_HD int64_t rays() const { return B * R; }
+  MIM4D_HD int64_t geometry() const { return sdf_net.out - 1; }
+};
+
+template <class T>
+struct SdfMarchParams : SdfFieldParams<T> {
+  const T* edges;         // [B, R, S + 1]
   SdfDecoder<T> rgb_net;  // its condition: direction 3, feature C, normal 3, geometry
   T* rgb;                 // [B, R, 3]
   T* depth;               // [B, R]
@@ -30,15 +43,19 @@ struct SdfMarchParams {
   T* sdf;                 // [B, R, S]
   T* gradient;            // [B, R, S, 3]
   T* weights;             // [B, R, S]
-  int64_t B, R, S, C, Z, Y, X;
-  T aabb[6];
+  int64_t S;
   T inv_s;
   T cos_anneal;
-  Padding padding;
-  bool align;
+};
 
-  MIM4D_HD int64_t rays() const { return B * R; }
-  MIM4D_HD int64_t geometry() const { return sdf_net.out - 1; }
+template <class T>
+struct SdfSampleParams : SdfFieldParams<T> {
+  const T* near;    // [B, R]
+  const T* far;     // [B, R]
+  const T* jitter;  // [B, R, 2], or null: evaluation
+  T* edges;         // [B, R, n_uniform + n_importance + 1]
+  int64_t n_uniform, n_importance;
+  T sharpness;
 };
 
 // Cotangents of the results, null where there is none, and what is wanted.
