@@ -164,25 +164,110 @@ struct ExpConstants<double> {
 
 }  // namespace
 
-template <class T, int n>
-MIM4D_HD Vec<T> polynomial(const T (&coefficient)[n], Vec<T> x) {
-  Vec<T> sum(coefficient[n - 1]);
+// ---- registers side by side
+
+// N registers as one value, whose chains of operations go side by side: none waits for itself. It says the words that
+// math::softplus is written in.
+template <class T, int N>
+struct Group {
+  Vec<T> v[N];
+
+  Group() = default;
+  MIM4D_HD Group(T x) {  // in every lane
+    MIM4D_UNROLL
+    for (int i = 0; i < N; ++i) v[i] = Vec<T>(x);
+  }
+  MIM4D_HD static Group load(const Vec<T>* p) {
+    Group r;
+    MIM4D_UNROLL
+    for (int i = 0; i < N; ++i) r.v[i] = p[i];
+    return r;
+  }
+  MIM4D_HD void store(Vec<T>* p) const {
+    MIM4D_UNROLL
+    for (int i = 0; i < N; ++i) p[i] = v[i];
+  }
+};
+
+template <class T, int N>
+struct GroupMask {
+  typename Vec<T>::Mask v[N];
+};
+
+template <class R, class F, class... G>
+MIM4D_HD R each(F&& f, const G&... x) {
+  R r;
   MIM4D_UNROLL
-  for (int i = n - 2; i >= 0; --i) sum = fma_(sum, x, Vec<T>(coefficient[i]));
+  for (int i = 0; i < int(sizeof(r.v) / sizeof(r.v[0])); ++i) r.v[i] = f(x.v[i]...);
+  return r;
+}
+
+template <class T, int N>
+MIM4D_HD Group<T, N> operator+(const Group<T, N>& a, const Group<T, N>& b) {
+  return each<Group<T, N>>([](Vec<T> x, Vec<T> y) { return x + y; }, a, b);
+}
+template <class T, int N>
+MIM4D_HD Group<T, N> operator-(const Group<T, N>& a, const Group<T, N>& b) {
+  return each<Group<T, N>>([](Vec<T> x, Vec<T> y) { return x - y; }, a, b);
+}
+template <class T, int N>
+MIM4D_HD Group<T, N> operator*(const Group<T, N>& a, const Group<T, N>& b) {
+  return each<Group<T, N>>([](Vec<T> x, Vec<T> y) { return x * y; }, a, b);
+}
+template <class T, int N>
+MIM4D_HD GroupMask<T, N> operator<(const Group<T, N>& a, const Group<T, N>& b) {
+  return each<GroupMask<T, N>>([](Vec<T> x, Vec<T> y) { return x < y; }, a, b);
+}
+template <class T, int N>
+MIM4D_HD Group<T, N> select(const GroupMask<T, N>& which, const Group<T, N>& yes, const Group<T, N>& no) {
+  return each<Group<T, N>>([](typename Vec<T>::Mask m, Vec<T> x, Vec<T> y) { return select(m, x, y); }, which, yes, no);
+}
+template <class T, int N>
+MIM4D_HD Group<T, N> fma_(const Group<T, N>& a, const Group<T, N>& b, const Group<T, N>& c) {
+  return each<Group<T, N>>([](Vec<T> x, Vec<T> y, Vec<T> z) { return fma_(x, y, z); }, a, b, c);
+}
+template <class T, int N>
+MIM4D_HD Group<T, N> max_(const Group<T, N>& a, const Group<T, N>& b) {
+  return each<Group<T, N>>([](Vec<T> x, Vec<T> y) { return max_(x, y); }, a, b);
+}
+template <class T, int N>
+MIM4D_HD Group<T, N> min_(const Group<T, N>& a, const Group<T, N>& b) {
+  return each<Group<T, N>>([](Vec<T> x, Vec<T> y) { return min_(x, y); }, a, b);
+}
+template <class T, int N>
+MIM4D_HD Group<T, N> abs_(const Group<T, N>& a) {
+  return each<Group<T, N>>([](Vec<T> x) { return abs_(x); }, a);
+}
+template <class T, int N>
+MIM4D_HD Group<T, N> reciprocal_(const Group<T, N>& a) {
+  return each<Group<T, N>>([](Vec<T> x) { return reciprocal_(x); }, a);
+}
+template <class T, int N>
+MIM4D_HD Group<T, N> power_of_two(const Group<T, N>& shifted, const Group<T, N>& magic, const Group<T, N>& p) {
+  return each<Group<T, N>>([](Vec<T> x, Vec<T> y, Vec<T> z) { return power_of_two(x, y, z); }, shifted, magic, p);
+}
+
+// ---- the functions; V is a register or a group of them
+
+template <class T, int n, class V>
+MIM4D_HD V polynomial(const T (&coefficient)[n], const V& x) {
+  V sum(coefficient[n - 1]);
+  MIM4D_UNROLL
+  for (int i = n - 2; i >= 0; --i) sum = fma_(sum, x, V(coefficient[i]));
   return sum;
 }
 
 // x = n ln 2 + r: n as `shifted - magic`, and e^r - 1.
-template <class T>
+template <class T, class V>
 struct ExpParts {
-  Vec<T> shifted, magic, rest;
+  V shifted, magic, rest;
 
-  MIM4D_HD explicit ExpParts(Vec<T> x) : magic(ExpConstants<T>::magic) {
+  MIM4D_HD explicit ExpParts(const V& x) : magic(ExpConstants<T>::magic) {
     using Constants = ExpConstants<T>;
-    const Vec<T> y = max_(Vec<T>(Constants::lowest), min_(Vec<T>(Constants::highest), x));  // NaN stays
-    shifted = fma_(y, Vec<T>(T(1.44269504088896340736)), magic);
-    const Vec<T> n = shifted - magic;
-    const Vec<T> r = fma_(n, Vec<T>(-Constants::ln2_low), fma_(n, Vec<T>(-Constants::ln2_high), y));
+    const V y = max_(V(Constants::lowest), min_(V(Constants::highest), x));  // NaN stays
+    shifted = fma_(y, V(T(1.44269504088896340736)), magic);
+    const V n = shifted - magic;
+    const V r = fma_(n, V(-Constants::ln2_low), fma_(n, V(-Constants::ln2_high), y));
     rest = fma_(r * r, polynomial(Constants::series, r), r);
   }
 };
@@ -190,20 +275,30 @@ struct ExpParts {
 // e^x for every x, denormal results, infinities and NaN as they should be; to 0.75 eps.
 template <class T>
 MIM4D_HD Vec<T> exp_(Vec<T> x) {
-  const ExpParts<T> e(x);
+  const ExpParts<T, Vec<T>> e(x);
   return power_of_two(e.shifted, e.magic, e.rest + Vec<T>(T(1)));
+}
+template <class T, int N>
+MIM4D_HD Group<T, N> exp_(const Group<T, N>& x) {
+  const ExpParts<T, Group<T, N>> e(x);
+  return power_of_two(e.shifted, e.magic, e.rest + Group<T, N>(T(1)));
 }
 
 // e^x - 1 for x <= 0, however small; to eps.
 template <class T>
 MIM4D_HD Vec<T> expm1_(Vec<T> x) {
-  const ExpParts<T> e(x);
+  const ExpParts<T, Vec<T>> e(x);
   return power_of_two(e.shifted, e.magic, e.rest) + (power_of_two(e.shifted, e.magic, Vec<T>(T(1))) - Vec<T>(T(1)));
 }
 
 // log(1 + x) for x in [0, 1], denormal x too, NaN for NaN; to 2 eps.
 template <class T>
 MIM4D_HD Vec<T> log1p_unit_(Vec<T> x) {
+  return polynomial(ExpConstants<T>::log1p, x) * x;
+}
+
+template <class T, int N>
+MIM4D_HD Group<T, N> log1p_unit_(const Group<T, N>& x) {
   return polynomial(ExpConstants<T>::log1p, x) * x;
 }
 
