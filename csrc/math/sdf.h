@@ -132,17 +132,17 @@ MIM4D_HD T section_padding(T total, T n) {
   return max_(T(0), T(1e-5) - total) / n;
 }
 
-// The last of n sections that begins at or below `wanted`; mass(i): the weight of all sections before i, asked for
-// 0 < i < n.
+// The last of n sections that begins at or below `wanted`, the very last where NaN is compared; mass(i): the weight of
+// all sections before i, asked for 0 < i < n.
 template <class T, class Mass>
 MIM4D_HD int section_of(T wanted, int n, Mass&& mass) {
   int low = 0, high = n - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (mass(middle) <= wanted)
-      low = middle;
-    else
+    if (mass(middle) > wanted)
       high = middle - 1;
+    else
+      low = middle;
   }
   return low;
 }

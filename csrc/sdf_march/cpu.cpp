@@ -3,31 +3,25 @@
 
 #include "sdf_march/cpu.h"
 
+#include <new>
+
 #include "sdf_march/cpu_block.h"
 #include "sdf_march/cpu_rows.h"
 
 namespace mim4d::MIM4D_ISA {
 namespace {
 
-// f(sizes known to the compiler, or not)
-template <class T, class F>
-MIM4D_HD auto with_sizes(const SdfMarchParams<T>& p, F&& f) {
-  if constexpr (sizeof(T) == 4) {
-    if (has_fixed_sizes(p)) return f(FixedSizes(p));
-  }
-  return f(AnySizes(p));
-}
-
 // Memory of one thread: a ray's samples as arrays, a stencil and a tape for every register of them. Forward, a tape is
 // of use until the next register, a stencil one longer: it is made while the register before it is at work.
 template <class T, class Sizes>
 struct RayMemory {
+  using Stencil = typename Sizes::template Stencil<T>;
   static constexpr int n = Vec<T>::width;
   int64_t registers;
   T *t, *delta, *alpha, *transmittance, *weight, *weight_bar;
   T* by_ray;
   bool keep;
-  Stencil<T>* stencils;
+  Stencil* stencils;
   Vec<T>* tapes;
   int64_t tape_size;
   Scratch<T, Sizes> scratch;
@@ -40,14 +34,16 @@ struct RayMemory {
         scratch(net, reinterpret_cast<Vec<T>*>(memory)) {
     Arrays<T> arrays{memory};
     arrays.take(scratch.count * n);
-    static_assert(sizeof(Stencil<T>) % sizeof(Vec<T>) == 0);
-    stencils = reinterpret_cast<Stencil<T>*>(arrays.take((keep ? registers : 2) * (sizeof(Stencil<T>) / sizeof(T))));
+    static_assert(sizeof(Stencil) % sizeof(Vec<T>) == 0);
+    const int64_t positions = keep ? registers : 2;
+    stencils = reinterpret_cast<Stencil*>(arrays.take(positions * (sizeof(Stencil) / sizeof(T))));
+    for (int64_t i = 0; memory && i < positions; ++i) new (stencils + i) Stencil(p);
     tapes = reinterpret_cast<Vec<T>*>(arrays.take(tape_size * n * (keep ? registers : 1)));
     for (T** array : {&t, &delta, &alpha, &transmittance, &weight, &weight_bar}) *array = arrays.take(registers * n);
     by_ray = arrays.take(round_up(net.outputs(), n));
     count = arrays.count;
   }
-  Stencil<T>* stencil(int64_t i) const { return stencils + (keep ? i : i % 2); }
+  Stencil* stencil(int64_t i) const { return stencils + (keep ? i : i % 2); }
   Tape<T, Sizes> tape(const Net<T, Sizes>& net, int64_t i) const {
     return {net, tapes + (keep ? i * tape_size : 0), stencil(i)};
   }
@@ -72,14 +68,14 @@ Ray<T> start_ray(const SdfMarchParams<T>& p, const Net<T, Sizes>& net, const Ray
     m.t[i] = edges[k];
     m.delta[i] = edges[k + 1] - edges[k];
   }
-  const auto add_direction = [&](int64_t outputs, const T* c, const T* U, T* to) {
+  const auto add_direction = [&](int64_t outputs, const T* c, const T* D, T* to) {
     for (int64_t o = 0; o < outputs; ++o)
       to[o] =
-          c[o] + ray.direction[0] * U[o] + ray.direction[1] * U[outputs + o] + ray.direction[2] * U[2 * outputs + o];
+          c[o] + ray.direction[0] * D[o] + ray.direction[1] * D[outputs + o] + ray.direction[2] * D[2 * outputs + o];
   };
   const int64_t R = net.size.R, last = net.M - 1;
-  for (int64_t l = 0; l < last; ++l) add_direction(R, net.rc + l * R, net.rU_dir + l * 3 * R, m.by_ray + l * R);
-  add_direction(3, net.out_c, net.out_dir, m.by_ray + last * R);
+  for (int64_t l = 0; l < last; ++l) add_direction(R, net.rc + l * R, net.rD + l * 3 * R, m.by_ray + l * R);
+  add_direction(3, net.out_c, net.out_D, m.by_ray + last * R);
   return ray;
 }
 
@@ -101,7 +97,7 @@ MIM4D_HD SectionOpacity<T> section(const SdfMarchParams<T>& p, const Net<T, Size
 
 template <class T, class Sizes>
 MIM4D_HD void locate_register(const SdfMarchParams<T>& p, const RayMemory<T, Sizes>& m, const Ray<T>& ray, int64_t i) {
-  Stencil<T>& at = *m.stencil(i / m.n);
+  auto& at = *m.stencil(i / m.n);
   const Vec<T> t = Vec<T>::load(m.t + i);
   MIM4D_UNROLL
   for (int d = 0; d < 3; ++d) at.position[d] = fma_(Vec<T>(ray.direction[d]), t, Vec<T>(ray.origin[d]));
@@ -202,22 +198,19 @@ void composite_backward(const SdfMarchParams<T>& p, const SdfMarchAdjoint<T>& a,
   for (int64_t i = lit; i < m.registers * n; ++i) m.weight[i] = m.weight_bar[i] = T(0);
 }
 
-// Rows of inputs that all weights of a layer see beside feature and geometry, and their tangent.
+// Inputs that the gradients of the colour decoder's weights see beside feature and z.
 template <class T, class Sizes>
 MIM4D_HD void extra_rows(const Net<T, Sizes>& net, const Ray<T>& ray, const Tape<T, Sizes>& tape,
-                         const Scratch<T, Sizes>& s, const Vec<T> (&v)[3]) {
-  Vec<T> value[kExtra<T>], dot[kExtra<T>];
+                         const Scratch<T, Sizes>& s) {
+  Vec<T> value[kExtra<T>];
   clear(value, kExtra<T>);
-  clear(dot, kExtra<T>);
   value[kOne] = Vec<T>(T(1));
   for (int d = 0; d < 3; ++d) {
     value[d] = tape.normal(net.size)[d];
-    value[kPosition + d] = tape.at->position[d];
+    value[kPosition + d] = tape.condition[d];
     value[kDirection + d] = Vec<T>(ray.direction[d]);
-    dot[kPosition + d] = v[d];
   }
   transpose_tiles(value, kExtra<T>, s.extra);
-  transpose_tiles(dot, kExtra<T>, s.extra_dot);
 }
 
 // Samples [i, i + width) of a ray, back: adds to the sums and to the ray's cotangents, fills the batch.
@@ -245,19 +238,17 @@ MIM4D_HD void march_register_back(const SdfMarchParams<T>& p, const SdfMarchAdjo
                          load_cotangent(a.gradient ? a.gradient + 3 * first + d : nullptr, 3, count));
   }
 
-  Vec<T> none[3];
-  clear(none, 3);
   if (lit) {
-    if (a.rgb_net) extra_rows(net, ray, tape, s, none);
-    colour_backward(net, grads, a.rgb_net, tape, s, bar);
+    const bool wanted = a.rgb_net || a.sdf_net;  // the SDF decoder's geometry features are part of the colour's layers
+    if (wanted) extra_rows(net, ray, tape, s);
+    colour_backward(net, grads, wanted, tape, s, bar);
   } else {
     clear(s.rx_bar, net.outputs());
-    clear(s.condition_bar, net.size.C + net.size.G);
+    clear(s.condition_bar, net.size.C + net.size.H);
   }
   Vec<T> v_cells[3];
   for (int d = 0; d < 3; ++d) v_cells[d] = tape.at->slope[d] * bar.normal[d];
   tangent(net, p.C, tape, s, bar.normal, v_cells);
-  if (a.sdf_net) extra_rows(net, ray, tape, s, bar.normal);
   sdf_backward(net, grads, a.sdf_net, tape, s, bar.sdf);
 
   const int64_t C = net.size.C;
@@ -280,9 +271,8 @@ MIM4D_HD void march_register_back(const SdfMarchParams<T>& p, const SdfMarchAdjo
       v_cells[d].store(v[d]);
     }
     for (int64_t j = 0; j < count; ++j) {
-      const auto& low = tape.at->low;
-      batch.cells[place + j] = {
-          low[0][j], low[1][j], low[2][j], {t[0][j], t[1][j], t[2][j]}, {v[0][j], v[1][j], v[2][j]}};
+      const auto& at = tape.at->first;
+      batch.cells[place + j] = {at[0][j], at[1][j], at[2][j], {t[0][j], t[1][j], t[2][j]}, {v[0][j], v[1][j], v[2][j]}};
       T* const row = batch.rows + (place + j) * 2 * C;
       for (int64_t c = 0; c < C; c += n) {
         s.wide[c + j].store(row + c);
@@ -321,7 +311,7 @@ void backward(const SdfMarchParams<T>& p, const SdfMarchAdjoint<T>& a, T* packed
     for (int64_t i = 0; i < done; i += n)
       march_register_back(p, a, net, grads, m, ray, i, i < lit, rgb_bar, batch, origin_bar, direction_bar);
     if (a.grad_volume)
-      for (int64_t i = done; i < p.S; ++i) batch.cells[(r - batch.first_ray) * p.S + i].x = -2;
+      for (int64_t i = done; i < p.S; ++i) batch.cells[(r - batch.first_ray) * p.S + i].x = kNowhere;
     for (int d = 0; d < 3; ++d) {
       if (a.grad_origins) a.grad_origins[3 * r + d] = sum(origin_bar[d]);
       if (a.grad_directions) a.grad_directions[3 * r + d] = sum(direction_bar[d]);
@@ -343,8 +333,8 @@ SdfMarchMemory memory(const SdfMarchParams<T>& p, bool backward) {
 }
 
 template <class T>
-void pack(const SdfMarchParams<T>& p, T* net) {
-  with_sizes(p, [&](auto sizes) { Net<T, decltype(sizes)>(p, net).pack(p); });
+void pack(const SdfMarchParams<T>& p, const Folded& folded, T* net) {
+  with_sizes(p, [&](auto sizes) { Net<T, decltype(sizes)>(p, net).pack(folded); });
 }
 
 template <class T>
@@ -359,21 +349,21 @@ void backward_any(const SdfMarchParams<T>& p, const SdfMarchAdjoint<T>& a, T* ne
 }
 
 template <class T>
-void unpack(const SdfMarchParams<T>& p, T* sums, double* const* sdf, double* const* rgb, double* inv_s) {
+void unpack(const SdfMarchParams<T>& p, T* sums, const Folded& gradients, double* inv_s) {
   with_sizes(p, [&](auto sizes) {
-    NetGrads<T, decltype(sizes)>(p, reinterpret_cast<Vec<T>*>(sums)).unpack(p, sdf, rgb, inv_s);
+    NetGrads<T, decltype(sizes)>(p, reinterpret_cast<Vec<T>*>(sums)).unpack(gradients, inv_s);
   });
 }
 
 template <class T>
-void add_rows_any(const SdfMarchParams<T>& p, const SampleBatch<T>& batch, const SampleLists<T>& lists, bool fresh,
-                  T* grad_volume, int64_t begin, int64_t end) {
-  add_rows(p, batch, lists, round_up(p.C, kTile<T>), fresh, grad_volume, begin, end);
+void add_slices_any(const SdfMarchParams<T>& p, const SampleBatch<T>& batch, const SampleLists<T>& lists, bool fresh,
+                    T* grad_volume, int64_t begin, int64_t end) {
+  add_slices(p, batch, lists, round_up(p.C, kTile<T>), fresh, grad_volume, begin, end);
 }
 
 template <class T>
 constexpr SdfMarchCpu<T> table = {memory<T>, pack<T>,  forward_any<T>, backward_any<T>,
-                                  unpack<T>, count<T>, place<T>,       add_rows_any<T>};
+                                  unpack<T>, count<T>, place<T>,       add_slices_any<T>};
 
 }  // namespace
 

@@ -327,22 +327,12 @@ define_triton(_SAMPLE, kernel=_triton_sample, fake=_fake_sample, backward=_backw
 # ---- backends
 
 
-def _cpu_can_run(dtype: torch.dtype, mode: str) -> str | None:
-    if mode != "trilinear":
-        return f"its kernel reads trilinear, not {mode}"
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
-    return None
-
-
-backends.register("sdf_march", "cpu", _cpu_can_run)
-
-
-def _triton_can_run(dtype: torch.dtype, mode: str) -> str | None:
+def _reads_floats(dtype: torch.dtype, mode: str) -> str | None:
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
     return None
 
 
 for _op in ("sdf_march", "sdf_sample"):
-    backends.register(_op, "triton", _triton_can_run)
+    for _backend in ("cpu", "triton"):
+        backends.register(_op, _backend, _reads_floats)
