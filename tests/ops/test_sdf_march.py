@@ -55,9 +55,9 @@ def by_wrapper(
         return ops.sdf_march(**args, mode=mode, padding_mode=padding_mode, align_corners=align, cos_anneal=a)
 
 
-def by_cpu(args: dict[str, Any]):
-    with running("sdf_march", "cpu", "cpu", dtype=args["volume"].dtype, mode="trilinear"):
-        return ops.sdf_march(**args)
+def by_cpu(args: dict[str, Any], mode: str = "trilinear", **options: Any):
+    with running("sdf_march", "cpu", "cpu", dtype=args["volume"].dtype, mode=mode):
+        return ops.sdf_march(**args, mode=mode, **options)
 
 
 # The reference, and the C++ kernel.
@@ -310,12 +310,12 @@ from mim4d import _library
 worst = {}
 for dtype in (torch.float32, torch.float64):
     for sizes in ({"C": 32, "H": 16, "G": 16, "layers": 6}, {"C": 5, "H": 9, "G": 0}):
-        for S in (4, 21):
+        for S, mode in ((4, "trilinear"), (21, "trilinear"), (5, "bicubic"), (5, "tricubic")):
             args = require(scene(dtype=dtype, S=S, **sizes))
             wide = widened(args)
             found = []
             for run, a in ((by_cpu, args), (by_wrapper, wide)):
-                out = run(a)
+                out = run(a, mode)
                 found.append([*out, *torch.autograd.grad(sum(o.square().sum() for o in out), leaves(a))])
             for x, y in zip(*found):
                 error = float((x - y).abs().max() / y.abs().max().clamp(min=1e-3))
@@ -334,21 +334,22 @@ print(json.dumps([_library.extension().cpu_isa(), worst]))
     assert ran[0] == "base"
 
 
-def test_the_number_of_threads_changes_no_bit() -> None:
-    """More samples than the backward pass takes in one batch (about 2^15 of this width)."""
-    args = require(scene(B=2, R=220, S=96, dtype=torch.float32, shape=(2, 9, 9)))
+@pytest.mark.parametrize(("mode", "R"), [("trilinear", 220), ("tricubic", 50)])
+def test_the_number_of_threads_changes_no_bit(mode: str, R: int) -> None:
+    """220 rays: more samples than the backward pass takes in one batch (about 2^15 of this width)."""
+    args = require(scene(B=2, R=R, S=96, dtype=torch.float32, shape=(2, 9, 9)))
     before, found = torch.get_num_threads(), []
     try:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            out = by_cpu(args)
+            out = by_cpu(args, mode)
             found.append([*out, *torch.autograd.grad(sum(o.sum() for o in out), leaves(args))])
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(x, y) for x, y in zip(other, found[0], strict=True))
     wide = widened(args)
-    out = by_wrapper(wide)
+    out = by_wrapper(wide, mode)
     grads = torch.autograd.grad(sum(o.sum() for o in out), leaves(wide))
     for x, y in zip(found[0][6:], grads, strict=True):
         assert float((x - y).abs().max()) <= 2e-3 * float(y.abs().max())  # measured 2.3e-6

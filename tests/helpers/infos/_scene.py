@@ -53,6 +53,16 @@ def field(
     return f, decode(weights, p, f, lambda x: torch.logaddexp(100 * x, torch.zeros_like(x)) / 100)
 
 
+def opacity(sdf: Tensor, half: Tensor, s: Tensor | float) -> Tensor:
+    """clip((P - N + 1e-5) / (P + 1e-5), 0, 1) with P, N = sigmoid(s (sdf -+ half)), half <= 0.
+
+    P - N = P (1 - N) (1 - e^(2 s half)): the difference itself would lose the digits that the table of tolerances asks
+    for.
+    """
+    enter, past = torch.sigmoid(s * (sdf - half)), torch.sigmoid(-s * (sdf + half))
+    return ((-enter * past * torch.expm1(2 * s * half) + 1e-5) / (enter + 1e-5)).clamp(0, 1)
+
+
 def composite(alpha: Tensor) -> Tensor:
     """Weights, front to back."""
     through, weights = torch.ones_like(alpha[..., :1]), [alpha[..., :0]]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.infos._reading import MODES, PADDINGS
-from helpers.infos._scene import BOX, composite, decode, decoder, field, rays
+from helpers.infos._scene import BOX, composite, decode, decoder, field, opacity, rays
 from helpers.op_info import Odd, OpInfo, Sample, WrongCall
 from mim4d import ops
 
@@ -64,8 +64,7 @@ def oracle(
     colour = torch.sigmoid(decode(rgb_weights, p, torch.cat([d, f, n, geometry], -1), F.relu))
     cos = (d * n).sum(-1)
     c = -(F.relu(-0.5 * cos + 0.5) * (1 - a) + F.relu(-cos) * a)
-    enter, leave = (torch.sigmoid(inv_s * (sdf + sign * c * delta / 2)) for sign in (-1, 1))
-    w = composite(((enter - leave + 1e-5) / (enter + 1e-5)).clamp(0, 1))
+    w = composite(opacity(sdf, c * delta / 2, inv_s))
     total = w.sum(-1)
     return (w[..., None] * colour).sum(2), (w * t).sum(-1) / (total + 1e-10), total, sdf, n, w
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from helpers.infos._reading import MODES, PADDINGS
-from helpers.infos._scene import BOX, composite, decoder, field, rays
+from helpers.infos._scene import BOX, composite, decoder, field, opacity, rays
 from helpers.op_info import Odd, OpInfo, Sample, WrongCall
 from mim4d import ops
 
@@ -74,8 +74,7 @@ def oracle(
         slope = torch.minimum(quotient, previous).clamp(-1000.0, 0.0)
         previous = quotient
         m = (sdf[..., i] + sdf[..., i + 1]) / 2
-        enter, leave = (torch.sigmoid(sharpness * (m + sign * slope * delta / 2)) for sign in (-1, 1))
-        alphas.append(((enter - leave + 1e-5) / (enter + 1e-5)).clamp(0, 1))
+        alphas.append(opacity(m, slope * delta / 2, sharpness))
     weights = composite(torch.stack([*alphas, torch.zeros_like(near)], -1))
     weights[..., -1] = 0.0
     weights = weights + (1e-5 - weights.sum(-1, keepdim=True)).clamp(min=0) / U
@@ -133,6 +132,7 @@ INFO = OpInfo(
     cases={
         **{mode: {"mode": mode, "jitter": True} for mode in MODES},
         "border": {"padding_mode": "border", "align_corners": True},
+        "tricubic-border": {"mode": "tricubic", "padding_mode": "border", "align_corners": True, "shape": (3, 1, 4)},
         "defaults": {"U": 72, "I": 24, "R": 2},
         "one-section": {"U": 1, "I": 3},
         "one-of-each": {"U": 1, "I": 1, "jitter": True},
