@@ -27,6 +27,17 @@ __device__ __forceinline__ void load_pack(const S* p, T (&x)[V]) {
   for (int i = 0; i < V; ++i) x[i] = widen<T>(pack.v[i]);
 }
 
+// Zeros where the pack is not to be read.
+template <int V, class S, class T>
+__device__ __forceinline__ void load_if(bool in, const S* p, T (&x)[V]) {
+  if (in) {
+    load_pack(p, x);
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; ++i) x[i] = T(0);
+  }
+}
+
 template <int V, class S, class T>
 __device__ __forceinline__ void store_pack(S* p, const T (&x)[V]) {
   Pack<S, V> pack;

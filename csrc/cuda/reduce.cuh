@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cuda_runtime.h>
+
 namespace mim4d {
 
 // The sum of x over each group of `lanes` neighbouring threads, a power of two up to 32. All threads of the warp take

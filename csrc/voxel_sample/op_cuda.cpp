@@ -1,3 +1,5 @@
+#include "voxel_sample/op_cuda.h"
+
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -9,8 +11,6 @@
 
 namespace mim4d {
 namespace {
-
-using OptionalTensor = std::optional<Tensor>;
 
 Tensor channels_last(const Tensor& volume) {
   return is_channels_last(volume) ? volume : torch::stable::contiguous(volume, MemoryFormat::ChannelsLast3d);
@@ -57,6 +57,8 @@ Tensor voxel_sample_cuda(const Tensor& volume, const Tensor& points, int64_t mod
   return out;
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> voxel_sample_with_grad_cuda(const Tensor& volume, const Tensor& points, int64_t mode,
                                                        int64_t padding, bool align) {
   const auto options = check_voxel_sample(volume, points, mode, padding, align);
@@ -74,6 +76,8 @@ std::tuple<Tensor, Tensor> voxel_sample_with_grad_cuda(const Tensor& volume, con
   });
   return {out, jacobian};
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor> voxel_sample_backward_cuda(const Tensor& grad, const Tensor& volume, const Tensor& points,
                                                       int64_t mode, int64_t padding, bool align,
@@ -192,6 +196,8 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(const OptionalTensor& grad_gr
 
 // ---- second derivatives of halves are those of the widened volume
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> voxel_sample_with_grad_backward_cuda(OptionalTensor grad_features,
                                                                 OptionalTensor grad_jacobian, const Tensor& volume,
                                                                 const Tensor& points, int64_t mode, int64_t padding,
@@ -204,6 +210,8 @@ std::tuple<Tensor, Tensor> voxel_sample_with_grad_backward_cuda(OptionalTensor g
                                                              cast(volume, wide), points, options, mask);
   return {cast(grad_volume, volume.scalar_type()), grad_points};
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor> voxel_sample_double_backward_cuda(
     OptionalTensor grad_grad_volume, OptionalTensor grad_grad_points, const Tensor& grad, const Tensor& volume,

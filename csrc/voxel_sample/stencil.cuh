@@ -105,16 +105,6 @@ __device__ __forceinline__ void for_rows(const VoxelSampleParams<S, T>& p, const
   for (int iy = 0; iy < K; ++iy, offset += p.X * p.C) f(iy, offset, rows >> iy & 1u ? s.in(0) : 0u);
 }
 
-template <int V, class S, class T>
-__device__ __forceinline__ void load_if(bool in, const S* p, T (&x)[V]) {
-  if (in) {
-    load_pack(p, x);
-  } else {
-#pragma unroll
-    for (int i = 0; i < V; ++i) x[i] = T(0);
-  }
-}
-
 // V channels of each tap of a row, summed with the weights and with their derivatives
 template <int K, int V, class S, class T>
 __device__ __forceinline__ void along_x(const Stencil<T, K>& s, const S* row, int64_t C, unsigned in, T (&w)[V],
