@@ -63,7 +63,7 @@ def running(op: str, backend: str, device: str, **meta: object) -> Iterator[None
             from helpers.simt import emulated
 
             stack.enter_context(emulated(SIMT))
-            stack.enter_context(backends.use_backend("cpu"))
+            stack.enter_context(dispatching())  # not what the CPU's own kernel may refuse
         else:
             stack.enter_context(backends.use_backend(backend))
         yield
