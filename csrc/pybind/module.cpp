@@ -9,6 +9,7 @@
 #include "pybind/build_info.h"
 #ifdef MIM4D_WITH_CUDA
 #include "ms_deform_attn/cuda.h"
+#include "sdf_march/cuda.h"
 #include "voxel_pool/cuda.h"
 #include "voxel_pull/cuda.h"
 #include "voxel_sample/cuda.h"
@@ -31,8 +32,8 @@ void check(cudaError_t status, const char* kernel) {
 
 py::list kernel_attributes() {
   py::list kernels;
-  for (const auto& list : {mim4d::voxel_sample_kernels(), mim4d::ms_deform_attn_kernels(), mim4d::voxel_pool_kernels(),
-                           mim4d::voxel_pull_kernels()})
+  for (const auto& list : {mim4d::voxel_sample_kernels(), mim4d::sdf_march_kernels(), mim4d::ms_deform_attn_kernels(),
+                           mim4d::voxel_pool_kernels(), mim4d::voxel_pull_kernels()})
     for (const mim4d::KernelEntry& kernel : list) {
       cudaFuncAttributes attributes;
       check(cudaFuncGetAttributes(&attributes, kernel.function), kernel.name);

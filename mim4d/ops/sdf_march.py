@@ -334,5 +334,5 @@ def _reads_floats(dtype: torch.dtype, mode: str) -> str | None:
 
 
 for _op in ("sdf_march", "sdf_sample"):
-    for _backend in ("cpu", "triton"):
+    for _backend in ("cpu", "cuda", "triton"):
         backends.register(_op, _backend, _reads_floats)
