@@ -162,6 +162,9 @@ INFO = OpInfo(
         "smallest": {"C": 1, "H": 1, "G": 0, "layers": 2},
         "deep": {"C": 7, "H": 5, "G": 3, "layers": 6, "S": 1},
         "real-widths": {"B": 1, "R": 1, "S": 17, "C": 16, "H": 16, "G": 16, "layers": 6},
+        "known-widths": {"R": 3, "S": 6, "C": 32, "H": 16, "G": 16},
+        "known-widths-border": {"B": 1, "S": 3, "C": 32, "H": 16, "G": 16, "padding_mode": "border"},
+        "long-rays": {"B": 1, "R": 1, "S": 99, "C": 32, "H": 16, "G": 16, "layers": 2},
     },
     edges={
         "no-sample": {"S": 0},

@@ -134,6 +134,7 @@ INFO = OpInfo(
         "border": {"padding_mode": "border", "align_corners": True},
         "tricubic-border": {"mode": "tricubic", "padding_mode": "border", "align_corners": True, "shape": (3, 1, 4)},
         "defaults": {"U": 72, "I": 24, "R": 2},
+        "known-widths": {"C": 32, "H": 16, "G": 16, "layers": 3, "jitter": True},
         "one-section": {"U": 1, "I": 3},
         "one-of-each": {"U": 1, "I": 1, "jitter": True},
         "two-sections": {"U": 2, "I": 4, "sharpness": 32.0},
