@@ -77,7 +77,7 @@ def test_every_kernel_compiles_for_every_architecture_without_spilling() -> None
     assert problems == []
     assert status == 0
     names = {kernel["name"] for kernel in kernels}
-    ops = ("voxel_sample", "ms_deform_attn", "voxel_pool")
+    ops = ("voxel_sample", "ms_deform_attn", "voxel_pool", "voxel_pull")
     wanted = {f"{op}_{way}" for op in ops for way in ("forward", "backward")} | {
         "sdf_march_field",
         "sdf_march_composite",

@@ -22,9 +22,11 @@ if importlib.util.find_spec("triton") is None:
 
 # Two checks make hundreds of calls, at 0.05 s a program; a smaller one stands below for the derivatives. For leaks the
 # interpreter is no witness: without the garbage collector, which that check switches off, its own cycles pile up. The
-# marching ops, whose loops over the rows of matrices take a second a call, are left with the checks that make few.
+# ops whose loops within loops take a second a call are left with the checks that make few calls.
 FEW = ("float32", "float64", "degenerate", "odd", "layouts", "graph", "refused", "without_autograd", "opcheck")
-SELECTION = f"triton and interpreted and not differences and not leaks and (not sdf_ or {' or '.join(FEW)})"
+SELECTION = (
+    f"triton and interpreted and not differences and not leaks and (not (sdf_ or voxel_pull) or {' or '.join(FEW)})"
+)
 
 
 def interpreted(program: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +51,8 @@ def test_the_contract_holds_interpreted() -> None:
 FAULTS = {  # op -> function of its kernels, constant, wrong value
     "voxel_sample": [("forward_constants", "ALIGN", True), ("backward_constants", "SMOOTH", True)],
     "ms_deform_attn": [("forward_constants", "D", 4), ("backward_constants", "BLOCK_D", 4)],
-    "voxel_pool": [("forward_constants", "BLOCK_C", 2), ("backward_constants", "BLOCK_C", 2)],
+    "voxel_pool": [("forward_constants", "C", 3), ("backward_constants", "BLOCK_C", 2)],
+    "voxel_pull": [("forward_constants", "BLOCK_C", 2), ("backward_constants", "BLOCK_C", 2)],
     "sdf_march": [("field_constants", "SMOOTH", True), ("field_constants", "BLOCK_H", 2)],
 }
 
@@ -72,7 +75,7 @@ def test_a_wrong_kernel_breaks_the_contract(op: str) -> None:
         "    try:\n"
         "        check()\n"
         "    except AssertionError as error:\n"
-        "        print(name, 'element error' in str(error))\n"
+        "        print(name, 'element error' in str(error) or 'NaN' in str(error))\n"
         "    setattr(kernels, name, right)\n"
     )
     assert done.returncode == 0, done.stderr

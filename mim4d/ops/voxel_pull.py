@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._library import define
+from .._library import define, define_triton
 from ..reference import voxel_pull as reference
 from . import _check
 from ._formula import like, needed, wanted
@@ -60,8 +60,11 @@ def voxel_pull(features: Sequence[Tensor], depth_probs: Sequence[Tensor], uvd: T
                 f"mim4d.ops.{_OP}: features[{i}] is {image.dtype}, wanted {features[0].dtype} as features[0]"
             )
     uvd = _check.coordinates(_OP, "uvd", uvd, wide, f"with features of {features[0].dtype}")
-    if backends.choose(_OP, device=uvd.device, dtype=features[0].dtype) == "reference":
+    backend = backends.choose(_OP, device=uvd.device, dtype=features[0].dtype)
+    if backend == "reference":
         return reference.voxel_pull(features, depth_probs, uvd)
+    if backend == "triton":
+        return torch.ops.mim4d_triton.voxel_pull.default(features, depth_probs, uvd)
     return torch.ops.mim4d.voxel_pull.default(features, depth_probs, uvd)
 
 
@@ -83,12 +86,20 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    return _first_order(torch.ops.mim4d.voxel_pull_backward.default, ctx, grad)
+
+
+def _backward_triton(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    return _first_order(torch.ops.mim4d_triton.voxel_pull_backward.default, ctx, grad)
+
+
+def _first_order(op: Any, ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
     if grad is None:
         return [None] * ctx.levels, [None] * ctx.levels, None
     uvd, *maps = ctx.saved_tensors
     features, depth_probs = maps[: ctx.levels], maps[ctx.levels :]
     needs = ctx.needs_input_grad
-    found = torch.ops.mim4d.voxel_pull_backward.default(grad, features, depth_probs, uvd, [needed(n) for n in needs])
+    found = op(grad, features, depth_probs, uvd, [needed(n) for n in needs])
     return tuple(wanted(found, needs))
 
 
@@ -108,6 +119,35 @@ define(
 )
 
 
+# ---- Triton
+
+
+def _triton(*args: Any) -> Tensor:
+    from ..kernels import voxel_pull as kernels
+
+    return kernels.voxel_pull(*args)
+
+
+def _triton_backward(*args: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    from ..kernels import voxel_pull as kernels
+
+    return kernels.voxel_pull_backward(*args)
+
+
+define_triton(
+    f"voxel_pull({_ARGS}) -> Tensor",
+    kernel=_triton,
+    fake=_fake,
+    backward=_backward_triton,
+    setup_context=_setup,
+)
+define_triton(
+    f"voxel_pull_backward(Tensor grad, {_ARGS}, bool[3] mask) -> (Tensor[], Tensor[], Tensor)",
+    kernel=_triton_backward,
+    fake=_fake_backward,
+)
+
+
 # ---- backends
 
 
@@ -117,3 +157,14 @@ def _native_can_run(dtype: torch.dtype) -> str | None:
 
 for _backend in ("cpu", "cuda"):
     backends.register(_OP, _backend, _native_can_run)
+
+
+def _triton_can_run(dtype: torch.dtype) -> str | None:
+    if torch.are_deterministic_algorithms_enabled():
+        return "its backward adds in no fixed order, and torch.use_deterministic_algorithms is on"
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
+    return None
+
+
+backends.register(_OP, "triton", _triton_can_run)
