@@ -244,4 +244,5 @@ def _triton_can_run(dtype: torch.dtype) -> str | None:
 for _backend in ("cpu", "cuda"):
     backends.register("build_pool_index", _backend, _index_can_run)
     backends.register("voxel_pool", _backend, _native_can_run)
+backends.register("build_pool_index", "triton", _index_can_run)  # the op of the dispatcher sorts: on a GPU, torch
 backends.register("voxel_pool", "triton", _triton_can_run)
