@@ -167,6 +167,9 @@ def backward_kernel(
 
 # ---- launch
 
+# Without a limit ptxas spills a few registers of the forward for one more block on a multiprocessor than these 7.
+FORWARD = {**OPTIONS, "maxnreg": 72}
+
 
 def constants(C: int, dtype: torch.dtype, *, most: int) -> dict[str, Any]:
     """What a kernel is compiled for. Each of 128 threads holds the channels that it reads at once: up to 16 bytes, at
@@ -196,7 +199,7 @@ def voxel_pull(features: Sequence[Tensor], depth_probs: Sequence[Tensor], uvd: T
         tiles = triton.cdiv(V, compiled["BLOCK_N"])
         maps = (*_rows(features, depth_probs), uvd.contiguous(), _table(features))
         with torch.cuda.device_of(uvd):
-            forward_kernel[(B * tiles,)](out, *maps, B, N, V, len(features), D, tiles, **compiled, **OPTIONS)
+            forward_kernel[(B * tiles,)](out, *maps, B, N, V, len(features), D, tiles, **compiled, **FORWARD)
     return out.transpose(1, 2)
 
 
@@ -282,7 +285,7 @@ def _variants() -> Iterator[Variant]:
         tensors = {"features": stored, "probs": stored, "uvd": wide, "levels": "*i64"}
         taken = {**tensors, **dict.fromkeys(SIZES, "i32")}
         compiled = forward_constants(C, dtype)
-        yield Variant(f"voxel_pull_forward{label}", forward_kernel, {"out": stored, **taken}, compiled, OPTIONS)
+        yield Variant(f"voxel_pull_forward{label}", forward_kernel, {"out": stored, **taken}, compiled, FORWARD)
         made = {**dict.fromkeys(("grad_features", "grad_probs", "grad_uvd"), wide), "grad": stored}
         compiled = backward_constants(C, dtype, (True, True, True))
         yield Variant(f"voxel_pull_backward{label}", backward_kernel, {**made, **taken}, compiled, OPTIONS)
