@@ -75,7 +75,7 @@ __device__ __forceinline__ int64_t count_below(const T* values, int64_t n, T x) 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kSampleBlock)
+__global__ void __launch_bounds__(kSampleBlock, 2)
     sdf_march_sample_kernel(SdfSampleParams<T> p, SdfSampleMemory<T> memory) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t U = p.n_uniform, I = p.n_importance;
