@@ -9,7 +9,7 @@
 #include "sdf_march/cuda.h"
 #include "sdf_march/op.h"
 #include "torch/cuda.h"
-#include "torch/stable.h"
+#include "torch/rows_cuda.h"
 
 namespace mim4d {
 namespace {
@@ -79,10 +79,6 @@ std::vector<PackedMatrix<T>> matrices(const SdfMarchNet<AnyWidths>& net, const s
 
 // ---- one call
 
-Tensor channels_last(const Tensor& volume) {
-  return is_channels_last(volume) ? volume : torch::stable::contiguous(volume, MemoryFormat::ChannelsLast3d);
-}
-
 // The inputs in the dtype of the rays, lying as the kernels read them. Owns what the params point to.
 template <class T>
 struct Prepared {
@@ -105,7 +101,7 @@ struct Prepared {
     const SdfDecoder<T>* colour = rgb_weights.empty() ? nullptr : &p.rgb_net;
     p.sizes = sizes_of<T>(p, colour), p.fused = is_fused<T>(p, p.sizes, colour);
     volume = cast(in.volume, in.origins.scalar_type());
-    if (p.fused) volume = channels_last(volume), p.volume = data<T>(volume);
+    if (p.fused) volume = volume_rows(volume), p.volume = data<T>(volume);
     p.origins = contiguous(in.origins), p.directions = contiguous(in.directions);
     std::vector<Tensor> weights[2];
     for (const Tensor& t : in.sdf_weights)

@@ -1,9 +1,7 @@
 #pragma once
 
-#include <algorithm>
-
-#include "cpu/transpose.h"
-#include "torch/shared_range.h"
+#include "torch/stable.h"
+#include "torch/transpose.h"
 
 namespace mim4d {
 
@@ -16,20 +14,7 @@ inline Tensor channels_last_copy(const Tensor& volume) {
   const Tensor from = lies(4, 1) && lies(3, X) && lies(2, Y * X) ? volume : torch::stable::contiguous(volume);
   const Tensor to = empty_channels_last(volume);
   dispatch_floating("channels_last", volume.scalar_type(), [&]<class T>() {
-    Transpose<T> transpose;
-    if constexpr (sizeof(T) == 4)
-      transpose = MIM4D_PICK_ISA(transpose_float);
-    else
-      transpose = MIM4D_PICK_ISA(transpose_double);
-    constexpr int64_t group = 1024;  // voxels: long runs, whole cache lines
-    const int64_t groups = (voxels + group - 1) / group;
-    for_shared_range(B * groups, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t g = begin; g < end; ++g) {
-        const int64_t item = g / groups, first = g % groups * group;
-        transpose(data<T>(from) + item * from.stride(0), from.stride(1), mutable_data<T>(to) + item * C * voxels, C,
-                  first, std::min(first + group, voxels));
-      }
-    });
+    transpose_items(data<T>(from), from.stride(0), from.stride(1), mutable_data<T>(to), B, voxels, C);
   });
   return to;
 }

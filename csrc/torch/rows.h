@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "cpu/transpose.h"
 #include "torch/stable.h"
+#include "torch/transpose.h"
 
 namespace mim4d {
 
@@ -24,24 +24,6 @@ inline bool has_rows(const Tensor& t, int64_t d) {
   return true;
 }
 
-// to[a][r][c] = from[a][c][r] on the CPU, of float or double
-template <class T>
-void transpose_items(const T* from, T* to, int64_t A, int64_t R, int64_t C) {
-  Transpose<T> transpose;
-  if constexpr (sizeof(T) == 4)
-    transpose = MIM4D_PICK_ISA(transpose_float);
-  else
-    transpose = MIM4D_PICK_ISA(transpose_double);
-  constexpr int64_t group = 1024;  // long runs, whole cache lines
-  const int64_t groups = (R + group - 1) / group;
-  torch::stable::parallel_for(0, A * groups, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      const int64_t item = g / groups, first = g % groups * group;
-      transpose(from + item * C * R, R, to + item * C * R, C, first, std::min(first + group, R));
-    }
-  });
-}
-
 // A CPU tensor (A..., C, R...) of float or double that lies as [A, R, C]: itself, or a transposed copy.
 inline Tensor rows(const Tensor& t, int64_t d) {
   if (has_rows(t, d)) return t;
@@ -50,8 +32,9 @@ inline Tensor rows(const Tensor& t, int64_t d) {
   int64_t A = 1, R = 1;
   for (int64_t i = 0; i < d; ++i) A *= t.size(i);
   for (int64_t i = d + 1; i < t.dim(); ++i) R *= t.size(i);
+  const int64_t C = t.size(d);
   dispatch_floating("rows", t.scalar_type(),
-                    [&]<class T>() { transpose_items(data<T>(from), mutable_data<T>(to), A, R, t.size(d)); });
+                    [&]<class T>() { transpose_items(data<T>(from), C * R, R, mutable_data<T>(to), A, R, C); });
   return to;
 }
 
@@ -61,8 +44,9 @@ inline Tensor from_rows(const Tensor& rows, const Tensor& like, int64_t d) {
   for (int64_t i = 0; i < d; ++i) A *= like.size(i);
   for (int64_t i = d + 1; i < like.dim(); ++i) R *= like.size(i);
   const Tensor to = torch::stable::new_empty(like, like.sizes());
+  const int64_t C = like.size(d);
   dispatch_floating("rows", like.scalar_type(),
-                    [&]<class T>() { transpose_items(data<T>(rows), mutable_data<T>(to), A, like.size(d), R); });
+                    [&]<class T>() { transpose_items(data<T>(rows), C * R, C, mutable_data<T>(to), A, C, R); });
   return to;
 }
 

@@ -5,16 +5,12 @@
 #include <vector>
 
 #include "torch/cuda.h"
-#include "torch/stable.h"
+#include "torch/rows_cuda.h"
 #include "voxel_sample/cuda.h"
 #include "voxel_sample/op.h"
 
 namespace mim4d {
 namespace {
-
-Tensor channels_last(const Tensor& volume) {
-  return is_channels_last(volume) ? volume : torch::stable::contiguous(volume, MemoryFormat::ChannelsLast3d);
-}
 
 // The points sorted by the voxel of their first tap, and what owns the memory of that.
 template <class T>
@@ -47,7 +43,7 @@ bool gathers(const VoxelSampleOptions& options) { return options.cubic() || dete
 Tensor voxel_sample_cuda(const Tensor& volume, const Tensor& points, int64_t mode, int64_t padding, bool align) {
   const auto options = check_voxel_sample(volume, points, mode, padding, align);
   const DeviceGuard guard(volume.get_device_index());
-  const Tensor voxels = channels_last(volume), coordinates = torch::stable::contiguous(points);
+  const Tensor voxels = volume_rows(volume), coordinates = torch::stable::contiguous(points);
   const Tensor out = torch::stable::new_empty(volume, voxel_sample_shape(volume, points));
   dispatch_storage("voxel_sample", volume.scalar_type(), [&]<class S, class T>() {
     auto p = voxel_sample_params<S, T>(volume, points, options);
@@ -63,7 +59,7 @@ std::tuple<Tensor, Tensor> voxel_sample_with_grad_cuda(const Tensor& volume, con
                                                        int64_t padding, bool align) {
   const auto options = check_voxel_sample(volume, points, mode, padding, align);
   const DeviceGuard guard(volume.get_device_index());
-  const Tensor voxels = channels_last(volume), coordinates = torch::stable::contiguous(points);
+  const Tensor voxels = volume_rows(volume), coordinates = torch::stable::contiguous(points);
   std::vector<int64_t> shape = voxel_sample_shape(volume, points);
   const Tensor out = torch::stable::new_empty(volume, shape);
   shape.push_back(3);
@@ -87,7 +83,7 @@ std::tuple<Tensor, Tensor> voxel_sample_backward_cuda(const Tensor& grad, const 
   check_voxel_sample_grad(grad, volume, points);
   const DeviceGuard guard(volume.get_device_index());
   const cudaStream_t stream = current_stream(volume);
-  const Tensor voxels = mask[1] ? channels_last(volume) : volume, coordinates = torch::stable::contiguous(points);
+  const Tensor voxels = mask[1] ? volume_rows(volume) : volume, coordinates = torch::stable::contiguous(points);
   const Tensor cotangent = torch::stable::contiguous(grad);
   const bool gather = mask[0] && gathers(options), add = mask[0] && !gather;
   // Sums of atomics are kept in the dtype of the arithmetic: adding thousands of halves one by one would lose them.
@@ -133,7 +129,7 @@ std::tuple<Tensor, Tensor> with_grad_backward(const OptionalTensor& grad, const 
   constexpr const char* op = "voxel_sample_with_grad_backward";
   return dispatch_floating(op, volume.scalar_type(), [&]<class T>() -> std::tuple<Tensor, Tensor> {
     const cudaStream_t stream = current_stream(volume);
-    const Tensor voxels = mask[1] ? channels_last(volume) : volume, coordinates = torch::stable::contiguous(points);
+    const Tensor voxels = mask[1] ? volume_rows(volume) : volume, coordinates = torch::stable::contiguous(points);
     const OptionalTensor features = contiguous(grad), columns = contiguous(grad_jacobian);
     const Tensor grad_points = mask[1] ? torch::stable::new_empty(points, points.sizes()) : not_wanted(points);
     auto p = voxel_sample_params<T>(volume, points, options);
@@ -165,9 +161,9 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(const OptionalTensor& grad_gr
     const cudaStream_t stream = current_stream(volume);
     const bool reads = mask[0] || mask[2];
     const OptionalTensor along = contiguous(grad_grad_points);
-    const Tensor voxels = reads && along ? channels_last(volume) : volume;
+    const Tensor voxels = reads && along ? volume_rows(volume) : volume;
     const OptionalTensor rows =
-        reads && grad_grad_volume ? OptionalTensor(channels_last(*grad_grad_volume)) : std::nullopt;
+        reads && grad_grad_volume ? OptionalTensor(volume_rows(*grad_grad_volume)) : std::nullopt;
     const Tensor coordinates = torch::stable::contiguous(points), cotangent = torch::stable::contiguous(grad);
     const Tensor grad_grad = mask[0] ? torch::stable::new_empty(grad, grad.sizes()) : not_wanted(grad);
     const Tensor grad_points = mask[2] ? torch::stable::new_empty(points, points.sizes()) : not_wanted(points);
