@@ -130,6 +130,16 @@ def test_more_channels_and_points_than_a_tile_has() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_nan_is_hidden_by_no_limit() -> None:
+    """`tl.maximum` and `tl.minimum` give the other number."""
+    done = interpreted(
+        "import pytest, sys\n"
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'is_not_hidden and triton',\n"
+        f"    {str(TESTS / 'ops' / 'test_sdf_march.py')!r}]))\n"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_where_triton_runs_and_why_not_elsewhere() -> None:
     program = (
         "import sys, torch\n"

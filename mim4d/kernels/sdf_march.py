@@ -145,13 +145,19 @@ def rgb_decoder(
     for _ in range(LAYERS - 1):
         v += condition(layer + H * H + H, dx, dy, dz, f, nx, ny, nz, geometry, h, c, g, C, H, G)
         y_l = product(layer, H, v, h, h, H, H) + vector(layer + H * H, h, H, 1)
-        v = tl.where(y_l < 0, 0.0, y_l)
+        v = positive(y_l)
         layer += H * H + H + H * (6 + C + G) + H
     v += condition(layer + 3 * H + 3, dx, dy, dz, f, nx, ny, nz, geometry, h, c, g, C, H, G)
     red = tl.sum(v * vector(layer, h, H, 1), axis=1) + tl.load(layer + 3 * H)
     green = tl.sum(v * vector(layer + H, h, H, 1), axis=1) + tl.load(layer + 3 * H + 1)
     blue = tl.sum(v * vector(layer + 2 * H, h, H, 1), axis=1) + tl.load(layer + 3 * H + 2)
     return sigmoid(red), sigmoid(green), sigmoid(blue)
+
+
+@triton.jit
+def positive(x):
+    """max(x, 0), and NaN where x is NaN: `tl.maximum` would hide it."""
+    return tl.where(x < 0, 0.0, x)
 
 
 @triton.jit
@@ -238,7 +244,8 @@ def opacity(sdf, half, inv_s):
     for i in tl.static_range(14):  # 2^-14 / 15! is nothing in float64
         series = 1 - d * series * (1.0 / (15 - i))
     gap = tl.where(tl.abs(d) < 0.5, before * sigmoid(-(sdf + half) * inv_s) * d * series, before - behind)
-    return tl.minimum(tl.maximum((gap + 1e-5) / (before + 1e-5), 0.0), 1.0)
+    alpha = positive((gap + 1e-5) / (before + 1e-5))
+    return tl.where(alpha > 1, 1.0, alpha)
 
 
 @triton.jit(do_not_specialize=["N", "S"])
@@ -269,7 +276,7 @@ def composite_kernel(
         ny = tl.load(gradient + 3 * at + 1, mask=inside, other=0.0)
         nz = tl.load(gradient + 3 * at + 2, mask=inside, other=0.0)
         cosine = dx * nx + dy * ny + dz * nz
-        fall = tl.maximum(0.5 - 0.5 * cosine, 0.0) * (a - 1) - tl.maximum(-cosine, 0.0) * a
+        fall = positive(0.5 - 0.5 * cosine) * (a - 1) - positive(-cosine) * a
         alpha = opacity(tl.load(sdf + at, mask=inside, other=0.0), 0.5 * fall * length, s)
         passed = tl.where(inside, 1 - alpha + 1e-7, 1.0)
         through = tl.cumprod(passed, axis=1)

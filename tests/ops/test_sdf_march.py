@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.cases import running
+from helpers.cases import running, runs
+from helpers.contract import Run
 from helpers.infos._scene import BOX, decoder
 from helpers.infos.sdf_march import INFO, NAMES, oracle
 from helpers.process import python
@@ -218,6 +219,17 @@ def test_extreme_sharpness(run: Callable[..., Any], inv_s: float) -> None:
     else:
         # P - N is a difference of two float32 numbers near 1/2: measured error 0.6 % of the 1e-5 beside it.
         torch.testing.assert_close(out[5][..., 0], torch.full_like(out[5][..., 0], 1e-5 / 0.50001), rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("run", runs("sdf_march"))
+def test_a_sharpness_that_is_no_number_is_not_hidden(run: Run) -> None:
+    """An opacity is clipped: a NaN must not become one of the limits there."""
+    args = INFO.cast(INFO.sample("", {"B": 1, "R": 2, "S": 4}, 0), torch.float32, run[1])
+    args["inv_s"] = torch.full_like(args["inv_s"], torch.nan)
+    with running("sdf_march", *run, **INFO.meta(args)):
+        rgb, depth, opacity, sdf, gradient, weights = ops.sdf_march(**args)
+    assert all(bool(t.isnan().all()) for t in (rgb, depth, opacity, weights))
+    assert all(bool(t.isfinite().all()) for t in (sdf, gradient))
 
 
 @PATHS
