@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the values where mask (broadcastable bool) is set; 0, without a gradient, where nothing is."""
+    """Mean of the values where mask (broadcastable bool) is set; 0, with a gradient of 0, where nothing is."""
     mask = mask.expand_as(values)
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 

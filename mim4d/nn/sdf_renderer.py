@@ -196,7 +196,7 @@ class SDFRenderer(nn.Module):
                 found.normal[:, part] = F.normalize(torch.einsum("brs,brsi->bri", out.weights, out.gradient), dim=-1)
                 found.hit[:, part] = out.hit
                 del out  # before the next pass, not after it
-        return View(*(getattr(found, f.name).unflatten(1, leading[1:]) for f in fields(View)))
+        return View(*((t := getattr(found, f.name)).reshape(*leading, *t.shape[2:]) for f in fields(View)))
 
     def _bytes_per_sample(self, channels: int, size: int) -> int:
         """Memory of one sample without gradients, from above: taps and their weights, features, layers' values."""

@@ -196,6 +196,8 @@ def test_views_of_no_rays_and_of_several_scenes() -> None:
     field, volume = random_scene()
     renderer = SDFRenderer(field, BOUNDS)
     assert renderer.view(volume, torch.zeros(1, 0, 3), torch.zeros(1, 0, 3)).rgb.shape == (1, 0, 3)
+    alone = renderer.view(volume, torch.zeros(1, 3), torch.eye(3)[:1])  # one ray a scene
+    assert [t.shape for t in (alone.rgb, alone.depth, alone.hit)] == [(1, 3), (1,), (1,)]
     two = torch.cat([volume, volume.flip(-1)])
     origin, directions = image_rays(3, 2)
     both = renderer.view(two, origin, directions.expand(2, 3, 2, 3), memory=2**24)
