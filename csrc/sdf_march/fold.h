@@ -5,11 +5,12 @@
 #include <stdint.h>
 #include <vector>
 
+#include "sdf_march/params.h"
+
 namespace mim4d {
 
-// A decoder in the order of the op's weights, in double.
-struct Decoder {
-  int64_t hidden, condition, out, layers;
+// A decoder in the order of the op's weights, row by row, in double.
+struct Decoder : DecoderSizes {
   std::vector<std::vector<double>> tensors;
 };
 

@@ -98,19 +98,16 @@ void check_field(const Inputs& in, int64_t B, int64_t R) {
                     " values along dimension ", d, ", wanted 1 to 2^24 - 1");
 }
 
-template <class T>
-SdfDecoder<T> decoder(const std::vector<Tensor>& weights) {
-  SdfDecoder<T> net{};
-  net.hidden = weights[1].numel(), net.condition = weights[4].size(1);
-  net.out = weights[weights.size() - 3].numel(), net.layers = static_cast<int64_t>(weights.size() - 2) / 4;
-  return net;
+inline DecoderSizes sizes_of(const std::vector<Tensor>& weights) {
+  return {weights[1].numel(), weights[4].size(1), weights[weights.size() - 3].numel(),
+          static_cast<int64_t>(weights.size() - 2) / 4};
 }
 
 template <class T, class Inputs>
 void set_field(SdfFieldParams<T>& p, const Inputs& in) {
   p.B = in.volume.size(0), p.C = in.volume.size(1), p.R = in.origins.size(1);
   p.Z = in.volume.size(2), p.Y = in.volume.size(3), p.X = in.volume.size(4);
-  p.sdf_net = decoder<T>(in.sdf_weights);
+  p.sdf_net = sizes_of(in.sdf_weights);
   for (int d = 0; d < 6; ++d) p.aabb[d] = static_cast<T>(in.aabb[d]);
   p.mode = static_cast<Mode>(in.mode);
   p.padding = static_cast<Padding>(in.padding);
@@ -171,7 +168,7 @@ template <class T>
 SdfMarchParams<T> sdf_march_params(const SdfMarchInputs& in) {
   SdfMarchParams<T> p{};
   sdf_march::set_field(p, in);
-  p.rgb_net = sdf_march::decoder<T>(in.rgb_weights);
+  p.rgb_net = sdf_march::sizes_of(in.rgb_weights);
   p.S = in.edges.size(2) - 1;
   p.cos_anneal = static_cast<T>(in.cos_anneal);
   return p;

@@ -30,11 +30,7 @@ const SdfMarchCpu<T>& kernels() {
 
 // A decoder in double, from weights of any dtype.
 Decoder decoder(const std::vector<Tensor>& weights) {
-  Decoder net{weights[1].numel(),
-              weights[4].size(1),
-              weights[weights.size() - 3].numel(),
-              static_cast<int64_t>(weights.size() - 2) / 4,
-              {}};
+  Decoder net{sdf_march::sizes_of(weights), {}};
   for (const Tensor& t : weights) {
     if (t.scalar_type() == ScalarType::Float && t.is_contiguous()) {  // calls through the dispatcher take their time
       net.tensors.emplace_back(data<float>(t), data<float>(t) + t.numel());
@@ -45,6 +41,7 @@ Decoder decoder(const std::vector<Tensor>& weights) {
   }
   return net;
 }
+
 // What both ops read, in the dtype of the rays, lying as the kernels read it. Owns what the params point to.
 template <class T>
 struct PreparedField {

@@ -17,7 +17,7 @@ namespace {
 // ---- the weights
 
 template <class T>
-SdfMarchNet<AnyWidths> sizes_of(const SdfFieldParams<T>& p, const SdfDecoder<T>* colour) {
+SdfMarchNet<AnyWidths> sizes_of(const SdfFieldParams<T>& p, const DecoderSizes* colour) {
   const auto padded = [](int64_t n) {
     return static_cast<int>((n + AnyWidths::tile - 1) / AnyWidths::tile) * AnyWidths::tile;
   };
@@ -30,7 +30,7 @@ SdfMarchNet<AnyWidths> sizes_of(const SdfFieldParams<T>& p, const SdfDecoder<T>*
 
 // Can the fused kernels run it?
 template <class T>
-bool is_fused(const SdfFieldParams<T>& p, const SdfMarchNet<AnyWidths>& net, const SdfDecoder<T>* colour) {
+bool is_fused(const SdfFieldParams<T>& p, const SdfMarchNet<AnyWidths>& net, const DecoderSizes* colour) {
   using F = FixedWidths;
   return sizeof(T) == 4 && p.mode == Mode::trilinear && p.C == F::C && p.sdf_net.hidden == F::H &&
          p.geometry() == F::G && (!colour || colour->hidden == F::R) && net.count() <= kMaxFusedNet;
@@ -98,7 +98,7 @@ struct Prepared {
 
   template <class Inputs>
   void field(const Inputs& in, const std::vector<Tensor>& rgb_weights) {
-    const SdfDecoder<T>* colour = rgb_weights.empty() ? nullptr : &p.rgb_net;
+    const DecoderSizes* colour = rgb_weights.empty() ? nullptr : &p.rgb_net;
     p.sizes = sizes_of<T>(p, colour), p.fused = is_fused<T>(p, p.sizes, colour);
     volume = cast(in.volume, in.origins.scalar_type());
     if (p.fused) volume = volume_rows(volume), p.volume = data<T>(volume);

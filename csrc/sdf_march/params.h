@@ -8,10 +8,8 @@
 namespace mim4d {
 
 // A decoder: W [hidden, 3], w [hidden], then for each layer A [out, hidden], b [out], U [hidden, condition], c
-// [hidden], all row by row; `out` is that of the last layer, the others have `hidden` outputs.
-template <class T>
-struct SdfDecoder {
-  const T* const* tensors;
+// [hidden]; `out` is that of the last layer, the others have `hidden` outputs.
+struct DecoderSizes {
   int64_t hidden, condition, out, layers;
 };
 
@@ -22,7 +20,7 @@ struct SdfFieldParams {
   const T* outside;     // [C] zeros: the voxel outside of the volume (CPU kernels)
   const T* origins;     // [B, R, 3]
   const T* directions;  // [B, R, 3]
-  SdfDecoder<T> sdf_net;
+  DecoderSizes sdf_net;
   int64_t B, R, C, Z, Y, X;
   T aabb[6];
   Mode mode;
@@ -35,14 +33,14 @@ struct SdfFieldParams {
 
 template <class T>
 struct SdfMarchParams : SdfFieldParams<T> {
-  const T* edges;         // [B, R, S + 1]
-  SdfDecoder<T> rgb_net;  // its condition: direction 3, feature C, normal 3, geometry
-  T* rgb;                 // [B, R, 3]
-  T* depth;               // [B, R]
-  T* opacity;             // [B, R]
-  T* sdf;                 // [B, R, S]
-  T* gradient;            // [B, R, S, 3]
-  T* weights;             // [B, R, S]
+  const T* edges;        // [B, R, S + 1]
+  DecoderSizes rgb_net;  // its condition: direction 3, feature C, normal 3, geometry
+  T* rgb;                // [B, R, 3]
+  T* depth;              // [B, R]
+  T* opacity;            // [B, R]
+  T* sdf;                // [B, R, S]
+  T* gradient;           // [B, R, S, 3]
+  T* weights;            // [B, R, S]
   int64_t S;
   T inv_s;
   T cos_anneal;
