@@ -297,7 +297,7 @@ def errors_of_float32(run: Callable[..., Any], args: dict[str, Any]) -> tuple[fl
 
     def worst(xs: Any, ys: Any) -> float:
         pairs = [(x.detach(), y.detach()) for x, y in zip(xs, ys, strict=True)]
-        return max(float((x - y).abs().max() / y.abs().max().clamp(min=1e-3)) for x, y in pairs)
+        return float(torch.stack([(x - y).abs().max() / y.abs().max().clamp(min=1e-3) for x, y in pairs]).max())
 
     return worst(got, want), worst(grads, wants)
 
@@ -331,6 +331,7 @@ for dtype in (torch.float32, torch.float64):
                 found.append([*out, *torch.autograd.grad(sum(o.square().sum() for o in out), leaves(a))])
             for x, y in zip(*found):
                 error = float((x - y).abs().max() / y.abs().max().clamp(min=1e-3))
+                assert error >= 0, "NaN"
                 worst[str(dtype)] = max(worst.get(str(dtype), 0.0), error)
 print(json.dumps([_library.extension().cpu_isa(), worst]))
 """
