@@ -45,7 +45,7 @@ def compare_step_times(model: MIM4D, batch: ClipBatch, rounds: int, seed: int = 
     found: dict[str, Any] = {
         OWN: None,
         REFERENCE: None,
-        "rays": batch.rays.depth[0].numel() * len(batch.tokens),
+        "rays": batch.rays.depth.numel(),
         "samples": model.config.n_uniform + model.config.n_importance,
     }
     try:
