@@ -32,9 +32,9 @@ def compare_step_times(model: MIM4D, batch: ClipBatch, rounds: int, seed: int = 
 
     Returns:
         ``own`` and ``reference``, each with ``seconds`` (one per round) and ``backends`` (op -> the backends that its
-        forward calls ran on); ``rays`` and ``samples`` per ray that each volume is rendered with. ``reference`` is None
-        where the process was asked to run on the references anyway. One that needs more memory than the GPU has holds
-        ``failed``, in words, instead.
+        forward calls ran on in a timed step); ``rays`` and ``samples`` per ray that each volume is rendered with.
+        ``reference`` is None where the process was asked to run on the references anyway. One that needs more memory
+        than the GPU has holds ``failed``, in words, instead.
     """
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     training = model.training
@@ -74,9 +74,11 @@ def _turn(
         found[name] = {"failed": "more memory than the GPU has"}
         return
     if not counts:
-        found[name] = {"seconds": [], "backends": {op: sorted(names) for op, names in ran.items()}}
-    else:
-        found[name]["seconds"].append(seconds)
+        found[name] = {"seconds": [], "backends": {}}
+        return
+    found[name]["seconds"].append(seconds)
+    # not of the step that warms up: an index of the geometry, which is kept, is built by whoever comes first
+    found[name]["backends"] = {op: sorted(names) for op, names in ran.items()}
 
 
 def _step(model: MIM4D, batch: ClipBatch, seed: int) -> float:
