@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -79,6 +80,15 @@ std::vector<PackedMatrix<T>> matrices(const SdfMarchNet<AnyWidths>& net, const s
 
 // ---- one call
 
+// A volume that lies channels last and begins where 16 bytes may be moved at a time: itself or a copy.
+Tensor aligned_rows(const Tensor& volume) {
+  const Tensor rows = volume_rows(volume);
+  if (reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0) return rows;
+  Tensor copy = empty_channels_last(rows);
+  torch::stable::copy_(copy, rows);
+  return copy;
+}
+
 // The inputs in the dtype of the rays, lying as the kernels read them. Owns what the params point to.
 template <class T>
 struct Prepared {
@@ -101,7 +111,7 @@ struct Prepared {
     const DecoderSizes* colour = rgb_weights.empty() ? nullptr : &p.rgb_net;
     p.sizes = sizes_of<T>(p, colour), p.fused = is_fused<T>(p, p.sizes, colour);
     volume = cast(in.volume, in.origins.scalar_type());
-    if (p.fused) volume = volume_rows(volume), p.volume = data<T>(volume);
+    if (p.fused) volume = aligned_rows(volume), p.volume = data<T>(volume);
     p.origins = contiguous(in.origins), p.directions = contiguous(in.directions);
     std::vector<Tensor> weights[2];
     for (const Tensor& t : in.sdf_weights)

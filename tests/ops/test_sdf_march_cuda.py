@@ -102,6 +102,22 @@ def test_weights_have_the_same_bits_without_being_asked(run: Run, monkeypatch: p
 
 
 @pytest.mark.parametrize("C", [32, 5])
+def test_a_volume_may_begin_anywhere(run: Run, C: int) -> None:
+    """Channels last, but 4 bytes behind where a row could be moved 16 bytes at a time."""
+    for info, sizes in ((MARCH, {"R": 2, "S": 5}), (SAMPLE, {"R": 2, "U": 5, "I": 3})):
+        found = []
+        for offset in (0, 1):
+            given = info.cast(info.build(generator(3), **{**KNOWN, "C": C}, B=1, **sizes), torch.float32, run[1])
+            rows = given["volume"].movedim(1, -1)
+            memory = rows.new_empty(rows.numel() + 1)[offset:][: rows.numel()]
+            given["volume"] = memory.view(rows.shape).copy_(rows).movedim(-1, 1)
+            assert given["volume"].data_ptr() % 16 == 4 * offset
+            with running(info.op, *run, **info.meta(given)):
+                found.append(tensors(info.function(**given)))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("C", [32, 5])
 def test_equal_values_of_both_lists_keep_their_places(run: Run, C: int) -> None:
     """near = far: all samples lie at one distance, and the merge by rank must still fill every place."""
     given = SAMPLE.cast(SAMPLE.build(generator(), **{**KNOWN, "C": C}, B=1, U=40, I=35), torch.float32, run[1])
