@@ -38,14 +38,14 @@ inline Tensor rows(const Tensor& t, int64_t d) {
   return to;
 }
 
-// A contiguous tensor like `like`, (A..., C, R...), from its rows [A, R, C] on the CPU.
+// A contiguous tensor of the shape of `like`, (A..., C, R...), from its rows [A, R, C] on the CPU.
 inline Tensor from_rows(const Tensor& rows, const Tensor& like, int64_t d) {
   int64_t A = 1, R = 1;
   for (int64_t i = 0; i < d; ++i) A *= like.size(i);
   for (int64_t i = d + 1; i < like.dim(); ++i) R *= like.size(i);
-  const Tensor to = torch::stable::new_empty(like, like.sizes());
+  const Tensor to = torch::stable::new_empty(rows, like.sizes());
   const int64_t C = like.size(d);
-  dispatch_floating("rows", like.scalar_type(),
+  dispatch_floating("rows", rows.scalar_type(),
                     [&]<class T>() { transpose_items(data<T>(rows), C * R, C, mutable_data<T>(to), A, C, R); });
   return to;
 }
