@@ -234,8 +234,12 @@ def test_a_library_of_older_sources_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(_library, "loaded", {"ops_cpu"})
     monkeypatch.setattr(_library, "failures", {"ops_cuda": "not built"})
     monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
-    _library.load()
-    assert "holds no kernel for it" in _library.absent["voxel_pull", "cpu"]
+    schema = "newer_than_the_library(Tensor x) -> Tensor"
+    with torch.library._scoped_library("mim4d", "FRAGMENT") as lib:
+        lib.define(schema)
+        monkeypatch.setitem(_library.schemas, "newer_than_the_library", schema)
+        _library.load()
+    assert "holds no kernel for it" in _library.absent["newer_than_the_library", "cpu"]
     assert ("voxel_sample", "cpu") not in _library.absent
 
 
