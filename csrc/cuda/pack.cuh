@@ -3,8 +3,20 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <stdint.h>
 
 namespace mim4d {
+
+// Channels of a pack: 16 bytes, but no more than 4, so that what a thread holds of them stays in registers.
+template <class S>
+constexpr int kPack = 16 / sizeof(S) < 4 ? 16 / sizeof(S) : 4;
+
+// 2^lane_bits threads take a row of C channels: enough for all of its packs at once, at most a warp.
+inline int lane_bits(int64_t C, int pack) {
+  int bits = 0;
+  while (bits < 5 && int64_t{pack} << bits < C) ++bits;
+  return bits;
+}
 
 template <class S, int V>
 struct alignas(sizeof(S) * V) Pack {

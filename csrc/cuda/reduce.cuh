@@ -12,4 +12,12 @@ __device__ __forceinline__ T group_sum(T x, int lanes) {
   return x;
 }
 
+// x[i] += those of the other threads of the warp that are a multiple of `lanes` away.
+template <int V, class T>
+__device__ __forceinline__ void sum_apart(T (&x)[V], int lanes) {
+#pragma unroll
+  for (int i = 0; i < V; ++i)
+    for (int step = lanes; step < 32; step *= 2) x[i] += __shfl_xor_sync(0xffffffffu, x[i], step);
+}
+
 }  // namespace mim4d

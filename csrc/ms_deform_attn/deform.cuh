@@ -24,11 +24,10 @@ struct Level {
 // Into shared memory; what does not fit into S becomes a level without cells.
 template <class P>
 __device__ __forceinline__ void load_levels(const P& p, Level* levels) {
-  constexpr int64_t most = 1 << 24;
   for (int l = threadIdx.x; l < p.L; l += blockDim.x) {
     const int64_t H = p.shapes ? p.shapes[2 * l] : p.known[l].H, W = p.shapes ? p.shapes[2 * l + 1] : p.known[l].W;
     const int64_t start = p.shapes ? p.starts[l] : p.known[l].start;
-    const bool fits = H >= 1 && W >= 1 && H < most && W < most && start >= 0 && start <= p.S - H * W;
+    const bool fits = DeformLevel{H, W, start}.exact() && start >= 0 && start <= p.S - H * W;
     levels[l] = fits ? Level{static_cast<int>(H), static_cast<int>(W), start} : Level{0, 0, 0};
   }
   __syncthreads();
@@ -171,16 +170,6 @@ __device__ __forceinline__ void for_points(const P& p, const Level* levels, cons
   }
 }
 
-template <int V, class S, class T>
-__device__ __forceinline__ void load_if(bool in, const S* p, T (&x)[V]) {
-  if (in) {
-    load_pack(p, x);
-  } else {
-#pragma unroll
-    for (int i = 0; i < V; ++i) x[i] = T(0);
-  }
-}
-
 // ---- host
 
 template <class P>
@@ -197,12 +186,6 @@ bool packs_fit(const MsDeformAttnCudaParams<S, T>& p) {
   const auto aligned = [](const void* tensor) { return reinterpret_cast<uintptr_t>(tensor) % (sizeof(S) * V) == 0; };
   return p.D % V == 0 && std::all_of(read.begin(), read.end(), aligned) &&
          reinterpret_cast<uintptr_t>(p.grad_value) % (sizeof(T) * V) == 0;
-}
-
-inline int lane_bits(int64_t D, int pack) {
-  int bits = 0;
-  while (bits < 5 && int64_t{pack} << bits < D) ++bits;
-  return bits;
 }
 
 template <class P>

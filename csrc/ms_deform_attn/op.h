@@ -43,8 +43,11 @@ inline void check_ms_deform_attn(const MsDeformAttnInputs& in) {
   const ScalarType share = in.weights.scalar_type();
   STD_TORCH_CHECK(is_half(share) || share == ScalarType::Float || share == in.wide(), op, ": attention_weights is ",
                   toString(share), ", wanted a half, float32 or ", toString(in.wide()));
-  for (const Tensor* t : {&in.shapes, &in.starts})
+  for (const Tensor* t : {&in.shapes, &in.starts}) {
     STD_TORCH_CHECK(t->scalar_type() == ScalarType::Long, op, ": spatial_shapes and level_start_index must be int64");
+    STD_TORCH_CHECK(t->device().type() == torch::headeronly::DeviceType::CPU || t->device() == in.value.device(), op,
+                    ": spatial_shapes and level_start_index must be on the CPU or on the device of value");
+  }
   for (const Tensor* t : {&in.locations, &in.weights})
     STD_TORCH_CHECK(t->device() == in.value.device(), op,
                     ": sampling_locations and attention_weights must be on the device of value");
@@ -72,16 +75,15 @@ inline std::vector<DeformLevel> read_levels(const MsDeformAttnInputs& in) {
   return levels;
 }
 
-// Positions must be exact in float32, and every level must have its own cells of value.
+// Every level must have its own cells of value.
 inline void check_levels(const std::vector<DeformLevel>& levels, int64_t S) {
   constexpr const char* op = "mim4d::ms_deform_attn";
-  constexpr int64_t most = int64_t{1} << 24;
   std::vector<DeformLevel> sorted = levels;
   std::sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.start < b.start; });
   int64_t end = 0;
   for (const DeformLevel& level : sorted) {
-    STD_TORCH_CHECK(level.H >= 1 && level.W >= 1 && level.H < most && level.W < most, op,
-                    ": spatial_shapes has a level of ", level.H, " x ", level.W, " cells, wanted 1 to 2^24 - 1 each");
+    STD_TORCH_CHECK(level.exact(), op, ": spatial_shapes has a level of ", level.H, " x ", level.W,
+                    " cells, wanted 1 to 2^24 - 1 each");
     STD_TORCH_CHECK(level.start == end, op, ": level_start_index has a level at ", level.start, ", wanted it at ", end,
                     ", where the level before it ends");
     end += level.H * level.W;

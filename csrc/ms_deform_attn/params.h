@@ -9,6 +9,12 @@ namespace mim4d {
 // One feature map: the cells [start, start + H * W) of value, row by row.
 struct DeformLevel {
   int64_t H, W, start;
+
+  // Has it cells, and are positions among them exact in float32?
+  MIM4D_HD bool exact() const {
+    constexpr int64_t most = int64_t{1} << 24;
+    return H >= 1 && W >= 1 && H < most && W < most;
+  }
 };
 
 // V: the dtype of value; T: that of locations and weights, and of all arithmetic.

@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
 
 // 16 bytes a load; half as many channels of a half where D is no multiple of 8, and one by one where nothing fits
 template <class S>
-constexpr int kPack = 16 / sizeof(S);
+constexpr int kLoadPack = 16 / sizeof(S);
 // Sums are kept in T: 16 bytes of that an atomic
 template <class T>
 constexpr int kSumPack = 16 / sizeof(T);
@@ -143,11 +143,11 @@ constexpr int kSumPack = 16 / sizeof(T);
 
 template <class S, class T>
 cudaError_t launch_ms_deform_attn_forward(const MsDeformAttnCudaParams<S, T>& p, cudaStream_t stream) {
-  return MIM4D_LAUNCH_ROWS(ms_deform_attn_forward_kernel, S, T, kPack<S>, p, stream);
+  return MIM4D_LAUNCH_ROWS(ms_deform_attn_forward_kernel, S, T, kLoadPack<S>, p, stream);
 }
 template <class S, class T>
 cudaError_t launch_ms_deform_attn_points(const MsDeformAttnCudaParams<S, T>& p, cudaStream_t stream) {
-  return MIM4D_LAUNCH_ROWS(ms_deform_attn_points_kernel, S, T, kPack<S>, p, stream);
+  return MIM4D_LAUNCH_ROWS(ms_deform_attn_points_kernel, S, T, kLoadPack<S>, p, stream);
 }
 template <class S, class T>
 cudaError_t launch_ms_deform_attn_scatter(const MsDeformAttnCudaParams<S, T>& p, cudaStream_t stream) {

@@ -9,6 +9,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/search.cuh"
 #include "voxel_pool/cuda.h"
 
 namespace mim4d {
@@ -33,26 +34,10 @@ __global__ void __launch_bounds__(kThreads) pool_index_starts_kernel(PoolIndexPa
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < p.count) p.points[i] = static_cast<int32_t>(p.order[i]);
   if (i > p.rows) return;
-  int64_t low = 0, high = p.count;  // the first point with a key >= i
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (p.sorted[middle] < i)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  p.starts[i] = static_cast<int32_t>(low);
+  p.starts[i] = static_cast<int32_t>(first_not_below(p.sorted, p.count, i));
 }
 
 // ---- pooling
-
-// The sum of x over the threads that have the same channels.
-template <int V, class T>
-__device__ __forceinline__ void sum_parts(T (&x)[V], int lanes) {
-#pragma unroll
-  for (int i = 0; i < V; ++i)
-    for (int step = lanes; step < 32; step *= 2) x[i] += __shfl_xor_sync(kAll, x[i], step);
-}
 
 template <class S, class T, int V>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
@@ -86,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
         for (int i = 0; i < V; ++i) sum[i] += w * f[i];
       }
     }
-    sum_parts(sum, lanes);
+    sum_apart(sum, lanes);  // of the threads that have the same channels
     if (lane < lanes && c < p.C) store_pack(p.out + cell * p.C + c, sum);
   }
 }
@@ -137,16 +122,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
       }
       if (p.grad_depth && base + lane < p.D) p.grad_depth[point] = c < chunk ? mine : p.grad_depth[point] + mine;
     }
-    sum_parts(sum, lanes);
+    sum_apart(sum, lanes);
     if (p.grad_features && lane < lanes && c < p.C) store_pack(p.grad_features + pixel * p.C + c, sum);
   }
 }
 
 // ---- host
-
-// Channels of a pack: 16 bytes, but no more than 4 channels of the arithmetic.
-template <class S>
-constexpr int kPack = 16 / sizeof(S) < 4 ? 16 / sizeof(S) : 4;
 
 template <class S, class T>
 bool packs_fit(const VoxelPoolParams<S, T>& p) {
@@ -154,13 +135,6 @@ bool packs_fit(const VoxelPoolParams<S, T>& p) {
   return p.C % kPack<S> == 0 && std::all_of(rows.begin(), rows.end(), [](const void* row) {
            return reinterpret_cast<uintptr_t>(row) % (sizeof(S) * kPack<S>) == 0;
          });
-}
-
-// 2^lane_bits threads take a point: enough for all of its channels at once, at most a warp.
-int lane_bits(int64_t C, int pack) {
-  int bits = 0;
-  while (bits < 5 && int64_t{pack} << bits < C) ++bits;
-  return bits;
 }
 
 template <class P>

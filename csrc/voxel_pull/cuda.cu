@@ -2,12 +2,10 @@
 // cameras and levels together, keep the sum of V neighbouring channels each in registers and write it once. Backward,
 // nothing is added by atomics: each pixel gathers from the views that touch it.
 
-#include <algorithm>
-#include <array>
-
 #include "cuda/launch.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/search.cuh"
 #include "math/pull.h"
 #include "voxel_pull/cuda.h"
 
@@ -132,15 +130,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) voxel_pull_starts_kernel(const __grid_constant__ PulledViews<T> views) {
   const int64_t list = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (list > views.lists) return;
-  int64_t low = 0, high = views.listed;  // the first view with a key >= list
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (views.sorted[middle] < list)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  views.start[list] = low;
+  views.start[list] = first_not_below(views.sorted, views.listed, list);
 }
 
 // What a pixel must know of a view that touches it.
@@ -205,9 +195,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
         for (int i = 0; i < V; ++i) sum[i] += w * g[i];
       }
     });
-#pragma unroll
-    for (int i = 0; i < V; ++i)
-      for (int step = lanes; step < 32; step *= 2) sum[i] += __shfl_xor_sync(kAll, sum[i], step);
+    sum_apart(sum, lanes);  // of the threads that have the same channels
     if (lane < lanes && c < p.C) store_pack(p.level[l].grad_features + pixel * p.C + c, sum);
   }
 }
@@ -248,23 +236,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
 
 // ---- host
 
-// Channels of a pack: 16 bytes, but no more than 4 channels of the arithmetic.
-template <class S>
-constexpr int kPack = 16 / sizeof(S) < 4 ? 16 / sizeof(S) : 4;
-
 template <class S, class T>
 bool packs_fit(const VoxelPullCudaParams<S, T>& p) {
   const auto fits = [](const void* row) { return reinterpret_cast<uintptr_t>(row) % (sizeof(S) * kPack<S>) == 0; };
   bool all = p.C % kPack<S> == 0 && fits(p.out) && fits(p.grad);
   for (int l = 0; l < p.levels; ++l) all = all && fits(p.level[l].features) && fits(p.level[l].grad_features);
   return all;
-}
-
-// 2^lane_bits threads take a row of channels: enough for all of them at once, at most a warp.
-int lane_bits(int64_t C, int pack) {
-  int bits = 0;
-  while (bits < 5 && int64_t{pack} << bits < C) ++bits;
-  return bits;
 }
 
 dim3 blocks_for(int64_t threads) { return dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)); }

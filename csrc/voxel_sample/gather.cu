@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "cuda/search.cuh"
 #include "voxel_sample/stencil.cuh"
 
 namespace mim4d {
@@ -45,15 +46,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) voxel_sample_starts_kernel(VoxelLists<T> lists) {
   const int64_t list = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (list > lists.count()) return;
-  int64_t low = 0, high = lists.listed;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (lists.key[middle] < list)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  lists.start[list] = low;
+  lists.start[list] = first_not_below(lists.key, lists.listed, list);
 }
 
 constexpr int kWarps = kThreads / 32;

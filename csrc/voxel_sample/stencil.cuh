@@ -166,10 +166,6 @@ __device__ __forceinline__ void store_slope(const VoxelSampleParams<S, T>& p, co
 
 // ---- host
 
-// Channels of a pack: 16 bytes, but no more than 4 channels, so that the taps of a thread stay in registers.
-template <class S>
-constexpr int kPack = 16 / sizeof(S) < 4 ? 16 / sizeof(S) : 4;
-
 template <class S, class T>
 bool packs_fit(const VoxelSampleParams<S, T>& p, const void* more = nullptr) {
   constexpr uintptr_t align = sizeof(T) * kPack<S>;
@@ -178,13 +174,6 @@ bool packs_fit(const VoxelSampleParams<S, T>& p, const void* more = nullptr) {
   return p.C % kPack<S> == 0 && std::all_of(tensors.begin(), tensors.end(), [](const void* tensor) {
            return reinterpret_cast<uintptr_t>(tensor) % align == 0;
          });
-}
-
-// 2^lane_bits threads take a point: enough for all of its channels at once, at most a warp.
-inline int lane_bits(int64_t C, int pack) {
-  int bits = 0;
-  while (bits < 5 && int64_t{pack} << bits < C) ++bits;
-  return bits;
 }
 
 template <class P>
