@@ -262,3 +262,36 @@ def test_longer_rays_and_more_samples_than_a_tile_has() -> None:
         "    assert error < 2e-11, error\n"  # measured: 6e-13
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_levels_and_indices_of_nonsense_are_not_followed() -> None:
+    """Below the wrappers, as on a GPU, where nobody looks at values: forward and backward as the reference."""
+    done = interpreted(
+        "import torch\n"
+        "from helpers.infos.ms_deform_attn import INFO as ATTEND\n"
+        "from helpers.infos.voxel_pool import INFO as POOL\n"
+        "from mim4d import ops\n"
+        "from mim4d.reference import ms_deform_attn as attend\n"
+        "ours = torch.ops.mim4d_triton\n"
+        "def check(found, wanted):\n"
+        "    for a, b in zip(found, wanted, strict=True):\n"
+        "        torch.testing.assert_close(a, b)\n"
+        "value, shapes, starts, *rest = ATTEND.sample('', {}).args\n"
+        "for start, size in ((10**6, 5), (-7, 5), (2**40, 5), (13, 2**23), (13, -5)):\n"
+        "    starts, shapes = starts.clone(), shapes.clone()\n"
+        "    starts[2], shapes[2, 1] = start, size\n"
+        "    args = value, shapes, starts, *rest\n"
+        "    grad = torch.randn(ours.ms_deform_attn(*args).shape).double()\n"
+        "    check([ours.ms_deform_attn(*args)], [attend.ms_deform_attn(*args)])\n"
+        "    args = grad, *args, [True] * 3\n"
+        "    check(ours.ms_deform_attn_backward(*args), attend.ms_deform_attn_backward(*args))\n"
+        "depth, features, cells, grid = POOL.sample('', {}).args\n"
+        "index = ops.build_pool_index(cells, grid)\n"
+        "wild = torch.tensor([-5, 2**31 - 1, 2**30]).int().repeat(len(index.points))[: len(index.points)]\n"
+        "assert not ours.voxel_pool(depth, features, cells, wild, index.starts, grid).any()\n"
+        "out = ours.voxel_pool(depth, features, cells, index.points, wild[: len(index.starts)], grid)\n"
+        "far = torch.full_like(cells, 2**30)\n"
+        "rest = far, index.points, index.starts, grid, [True] * 2\n"
+        "assert not any(t.any() for t in ours.voxel_pool_backward(torch.ones_like(out), depth, features, *rest))\n"
+    )
+    assert done.returncode == 0, done.stderr

@@ -13,9 +13,11 @@ import torch
 from helpers import simt
 from helpers.infos.ms_deform_attn import INFO
 from helpers.infos.ms_deform_attn import PYRAMID as SHAPES
+from helpers.memory import peak_bytes
 from torch import Tensor
 
 import mim4d.ops as ops
+from mim4d import _library
 from mim4d.reference import ms_deform_attn as reference
 
 RAW = torch.ops.mim4d.ms_deform_attn.default
@@ -192,9 +194,9 @@ def test_borders_number_by_number(run: Callable[..., Tensor], dtype: torch.dtype
         assert np.abs(got.double().numpy() - want).max() <= bound * np.abs(want).max()
 
 
-def wrong_level() -> tuple[dict[str, Any], dict[str, Any]]:
+def wrong_level(**sizes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """A call whose last level lies far beyond S, and the same without this level."""
-    args = case(B=1)
+    args = case(B=1, **sizes)
     args["level_start_index"] = torch.tensor([0, 12, 1_000_000])
     fewer = {**args, "level_start_index": torch.tensor([0, 12, 13])}
     fewer["attention_weights"] = args["attention_weights"].clone()
@@ -208,6 +210,39 @@ def test_a_wrong_level_is_dropped_where_nobody_checks() -> None:
     with simt.emulated():
         torch.testing.assert_close(raw(args), raw(fewer))
     torch.testing.assert_close(reference.ms_deform_attn(*args.values()), reference.ms_deform_attn(*fewer.values()))
+
+
+@pytest.mark.parametrize("sizes", [{}, {"Q": 12, "D": 16}], ids=["any queries", "cells of the first map"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_wrong_level_has_no_gradient(sizes: dict[str, int], deterministic: bool) -> None:
+    """By atomics, by windows and by owners."""
+    args, fewer = wrong_level(**sizes)
+    B, Q, M = args["sampling_locations"].shape[:3]
+    grad = torch.randn(B, Q, M * args["value"].shape[3], dtype=torch.float64)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with simt.emulated():
+            found, wanted = (BACKWARD(grad, *a.values(), [True] * 3) for a in (args, fewer))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found[2][:, :, :, :2].any()
+    assert not found[2][:, :, :, 2].any()
+    wanted[2][:, :, :, 2] = 0
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_levels_that_no_map_can_have_are_dropped_whole() -> None:
+    """As many cells as queries by their product, and not one tile of them. Deterministic: what nobody writes is NaN."""
+    args = case(B=1, Q=1, shapes=((1, 1),)) | {"spatial_shapes": torch.tensor([[-1, -1]])}
+    grad = torch.ones(1, 1, args["value"].shape[2] * args["value"].shape[3], dtype=torch.float64)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with simt.emulated():
+            found = [raw(args), *BACKWARD(grad, *args.values(), [True] * 3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not any(t.any() for t in found)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +264,21 @@ def test_the_cpu_refuses_wrong_levels_by_itself(starts: list[int], words: str) -
     levels = args["spatial_shapes"], args["level_start_index"]
     with pytest.raises(RuntimeError, match=words):
         BACKWARD(grad, args["value"], *levels, locations, weights, [True] * 3)
+
+
+@pytest.mark.skipif(("ms_deform_attn", "cpu") in _library.absent, reason="ops_cpu is not built")
+def test_nothing_of_the_size_of_all_points_is_made() -> None:
+    """Fresh memory of a call is that of its results: ``grid_sample`` would hold what every point reads."""
+    args = case(B=1, Q=256, D=32, P=8, shapes=((16, 16),))
+    args = {k: v.float() if v.is_floating_point() else v for k, v in args.items()}
+    leaves = [args[k].requires_grad_() for k in NAMES]
+    out = ops.ms_deform_attn(*args.values())
+    grad = torch.ones_like(out)
+    forward = peak_bytes(lambda: ops.ms_deform_attn(*args.values()))
+    backward = peak_bytes(lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True))
+    slack = 1 << 14  # what autograd and the profiler note themselves; what all points read is 8 times `out`
+    assert out.nbytes <= forward <= out.nbytes + slack
+    assert 0 <= backward - sum(t.nbytes for t in leaves) <= slack
 
 
 @pytest.mark.parametrize("sizes", [{"Q": 40}, {"Q": 40, "B": 1, "M": 1}, {"Q": 9, "P": 50, "D": 3}], ids=str)

@@ -6,12 +6,14 @@ import ctypes
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.infos.voxel_pool import INFO, oracle
 from helpers.memory import peak_bytes
+from helpers.simt import emulated
 from torch import Tensor
 
 import mim4d.ops as ops
@@ -180,17 +182,23 @@ def by_reference(*args: object) -> Tensor:
 
 
 @pytest.mark.skipif(("voxel_pool", "cpu") in _library.absent, reason="ops_cpu is not built")
-def test_an_index_of_nonsense_is_not_followed() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "simt"])
+def test_an_index_of_nonsense_is_not_followed(backend: str, request: pytest.FixtureRequest) -> None:
     """Below the wrapper: points and intervals that no sort could give read nothing out of bounds."""
     depth, features, cells = scene()
     index = ops.build_pool_index(cells, GRID)
     wild = torch.tensor([-5, 2**31 - 1, 2**30]).int().repeat(len(index.points))[: len(index.points)]
-    assert not RAW(depth, features, cells, wild, index.starts, list(GRID)).any()
     starts = torch.where(torch.arange(len(index.starts)) % 2 == 0, -(2**31), 2**31 - 1).int()
-    assert RAW(depth, features, cells, index.points, starts, list(GRID)).shape == (3, 40, *GRID)  # of whatever
-    for bad in (index.points[1:], index.points.long(), index.points[None]):
-        with pytest.raises(RuntimeError, match="points and starts"):
-            RAW(depth, features, cells, bad, index.starts, list(GRID))
+    with emulated(request.config.getoption("--simt")) if backend == "simt" else nullcontext():
+        assert not RAW(depth, features, cells, wild, index.starts, list(GRID)).any()
+        assert RAW(depth, features, cells, index.points, starts, list(GRID)).shape == (3, 40, *GRID)  # of whatever
+        grads = torch.autograd.grad(
+            RAW(depth, features, cells.fill_(2**30), index.points, index.starts, list(GRID)).sum(), (depth, features)
+        )
+        assert not any(g.any() for g in grads)
+        for bad in (index.points[1:], index.points.long(), index.points[None]):
+            with pytest.raises(RuntimeError, match="points and starts"):
+                RAW(depth, features, cells, bad, index.starts, list(GRID))
 
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 7, 375, 44250, 2**16 - 1, 2**20, 2**30 + 1, 2**31 - 1])
