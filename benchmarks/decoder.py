@@ -87,7 +87,7 @@ def main() -> None:
         for name, attend in rivals.items():
             begin = time.perf_counter()
             run(attend)
-            if args.device == "cuda":
+            if torch.device(args.device).type == "cuda":
                 torch.cuda.synchronize()
             best[name] = min(best[name], time.perf_counter() - begin)
     print(f"{args.cells} x {args.cells} queries, {args.frames} frames, {args.threads} thread(s), {args.device}")
