@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from helpers.process import python
 from torch.autograd import forward_ad
 
 from mim4d import _library, backends, env, ops
+from mim4d.ops import _check
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TRILINEAR = {"dtype": torch.float32, "mode": "trilinear"}
@@ -249,6 +251,17 @@ def test_report_names_libraries_and_ops() -> None:
         if name in _library.schemas or name not in ops.__all__:
             assert name in report, name
     assert "_backward" not in report
+
+
+@pytest.mark.parametrize("asked, looked_at", [("0", {"cpu"}), ("", {"cpu"}), ("1", {"cpu", "cuda"})])
+def test_whose_values_are_looked_at(asked: str, looked_at: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of index tensors on a GPU under MIM4D_CHECK alone: reading them waits for the GPU."""
+    monkeypatch.setenv("MIM4D_CHECK", asked)
+    monkeypatch.setattr(_check, "Tensor", SimpleNamespace)  # no tensor is needed to ask, and no GPU
+    index = {name: SimpleNamespace(device=torch.device(name)) for name in ("cpu", "cuda", "meta")}
+    assert {name for name, value in index.items() if _check.readable(value)} == looked_at  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not any(map(_check.readable, index.values()))  # type: ignore[arg-type]
 
 
 def test_every_variable_is_in_the_table() -> None:
