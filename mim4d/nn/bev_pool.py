@@ -91,7 +91,7 @@ def bev_pool_v2(
     # On a GPU nobody looks at the ranks: those outside go to one more place, which is cut off.
     point = torch.where((point >= 0) & (point < depth.numel()), point, depth.numel())
     cells = torch.full((depth.numel() + 1,), -1, dtype=torch.int32, device=depth.device)
-    cells = cells.scatter(0, point, ranks_bev.int())[:-1]
+    cells = cells.scatter(0, point, ranks_bev.clamp(-2, 2**31 - 1).int())[:-1]  # int64 beyond int32 is no other cell
     # The items of the batch are layers of one grid, for ranks_bev counts through all of them.
     volume = ops.voxel_pool(
         depth.flatten(0, 1)[None],

@@ -104,3 +104,6 @@ def test_wrong_calls_are_named() -> None:
         bev_pool_v2(depth, feat, points, pixels.flip(0), cells, shape)
     with pytest.raises(ValueError, match="cells lie in"):
         bev_pool_v2(depth, feat, points, pixels, cells + B * Z * Y * X, shape)
+    for far in (2**32, -(2**32)):  # as an int32 it would be a cell
+        with pytest.raises(ValueError, match="cells lie in"):
+            bev_pool_v2(depth, feat, points, pixels, cells.long() + far, shape)
