@@ -25,7 +25,7 @@ def test_include_rules(path: Path) -> None:
     for name in found:
         assert not name.startswith(("ATen/", "c10/")), f"{name}: the stable ABI only"
         assert name not in ("torch/extension.h", "torch/torch.h", "torch/library.h"), f"{name}: the stable ABI only"
-    speaks_torch = room == "torch" or path.name in ("op.h", "op_cpu.cpp", "op_cuda.cpp")
+    speaks_torch = room == "torch" or path.name in ("op.h", "op_cuda.h", "op_cpu.cpp", "op_cuda.cpp")
     if not speaks_torch:
         assert not any(name.startswith("torch/") for name in found), "torch is for csrc/torch and op_*"
     if room == "math":
