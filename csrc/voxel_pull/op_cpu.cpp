@@ -108,10 +108,7 @@ std::tuple<Tensors, Tensors, Tensor> voxel_pull_backward_cpu(const Tensor& grad,
     }
   });
   for (size_t l = 0; l < features.size(); ++l) {
-    if (mask[0]) {
-      const Tensor image = cast(features[l], wide);
-      grad_features[l] = cast(from_rows(grad_features[l], image, 2), stored);
-    }
+    if (mask[0]) grad_features[l] = cast(from_rows(grad_features[l], features[l], 2), stored);
     if (mask[1]) grad_depth[l] = cast(grad_depth[l], depth_probs[l].scalar_type());
   }
   return {grad_features, grad_depth, grad_uvd};
