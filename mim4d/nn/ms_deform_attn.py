@@ -95,9 +95,10 @@ class MSDeformAttn(nn.Module):
         value = self.value_proj(input_flatten)  # (B, S, E)
         if input_padding_mask is not None:
             value = value.masked_fill(input_padding_mask[..., None], 0.0)
-        offsets = self.sampling_offsets(query).reshape(b, q, m, l, p, 2)  # cells (dx, dy)
+        dtype = _coordinate_dtype(value)
+        offsets = self.sampling_offsets(query).reshape(b, q, m, l, p, 2).to(dtype)  # cells (dx, dy)
         weights = self.attention_weights(query).reshape(b, q, m, l * p).softmax(dim=-1)
-        reference = reference_points[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
+        reference = reference_points[:, :, None, :, None].to(dtype)  # (B, Q, 1, L, 1, 2 or 4)
         if reference_points.shape[-1] == 2:
             width_height = input_spatial_shapes.flip(-1)[:, None]  # (L, 1, 2)
             locations = reference + offsets / width_height
@@ -111,7 +112,7 @@ class MSDeformAttn(nn.Module):
             value.unflatten(-1, (m, -1)),
             input_spatial_shapes,
             input_level_start_index,
-            locations.to(_coordinate_dtype(value)),
+            locations,
             weights.reshape(b, q, m, l, p),
         )  # (B, Q, E)
         return self.output_proj(out)

@@ -40,6 +40,22 @@ def test_offsets_start_on_a_ring() -> None:
 
 
 @pytest.mark.parametrize("boxes", [False, True])
+def test_locations_are_summed_up_in_float32(boxes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a model of bfloat16, whose sums would be off by cells of a large map."""
+    module = MSDeformAttn(8, 1, 2, 3).to(torch.bfloat16)
+    query, maps = torch.randn(1, 5, 8).bfloat16(), torch.randn(1, 180, 8).bfloat16()
+    reference = torch.rand(1, 5, 1, 4 if boxes else 2).bfloat16()
+    seen = []
+    attend = ops.ms_deform_attn
+    monkeypatch.setattr(ops, "ms_deform_attn", lambda *args: (seen.append(args[3]), attend(*args))[1])
+    module(query, reference, maps, torch.tensor([[1, 180]]), torch.tensor([0]))
+    offsets = module.sampling_offsets(query).view(1, 5, 2, 1, 3, 2).float()
+    at = reference.float()[:, :, None, :, None]
+    shift = offsets / 3 * at[..., 2:] * 0.5 if boxes else offsets / torch.tensor([180, 1])
+    assert torch.equal(seen[0], at[..., :2] + shift)
+
+
+@pytest.mark.parametrize("boxes", [False, True])
 def test_against_the_plain_formula(boxes: bool) -> None:
     torch.manual_seed(0)
     module = MSDeformAttn(8, 2, 2, 3).double()
