@@ -43,7 +43,8 @@ def session() -> Iterator[Session]:
 
 def test_no_op_is_forgotten() -> None:
     public = {op for op in _library.schemas if not op.endswith("backward")}
-    assert public == set(ENTRIES)
+    within = {"build_pool_index"}  # timed as a part of voxel_pool: with the index kept, and without
+    assert public - within == set(ENTRIES)
     assert all(callable(getattr(ops, op)) for op in public)
 
 
