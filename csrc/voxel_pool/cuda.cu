@@ -21,7 +21,7 @@ constexpr unsigned kAll = 0xffffffffu;
 
 // ---- the index
 
-__global__ void __launch_bounds__(kThreads) pool_index_keys_kernel(PoolIndexParams p) {
+__global__ void __launch_bounds__(kThreads) voxel_pool_index_keys_kernel(PoolIndexParams p) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= p.count) return;
   const int32_t cell = p.cells[i];
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) pool_index_keys_kernel(PoolIndexPara
   p.key[i] = static_cast<int32_t>(kept ? item * p.volume + cell : p.rows);
 }
 
-__global__ void __launch_bounds__(kThreads) pool_index_starts_kernel(PoolIndexParams p) {
+__global__ void __launch_bounds__(kThreads) voxel_pool_index_starts_kernel(PoolIndexParams p) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < p.count) p.points[i] = static_cast<int32_t>(p.order[i]);
   if (i > p.rows) return;
@@ -148,12 +148,12 @@ unsigned blocks_for(int64_t threads) { return static_cast<unsigned>((threads + k
 }  // namespace
 
 cudaError_t launch_pool_index_keys(const PoolIndexParams& p, cudaStream_t stream) {
-  return launch(pool_index_keys_kernel, dim3(blocks_for(p.count)), dim3(kThreads), 0, stream, p);
+  return launch(voxel_pool_index_keys_kernel, dim3(blocks_for(p.count)), dim3(kThreads), 0, stream, p);
 }
 
 cudaError_t launch_pool_index_starts(const PoolIndexParams& p, cudaStream_t stream) {
-  return launch(pool_index_starts_kernel, dim3(blocks_for(std::max(p.count, p.rows + 1))), dim3(kThreads), 0, stream,
-                p);
+  return launch(voxel_pool_index_starts_kernel, dim3(blocks_for(std::max(p.count, p.rows + 1))), dim3(kThreads), 0,
+                stream, p);
 }
 
 template <class S, class T>
@@ -187,8 +187,8 @@ MIM4D_INSTANTIATE(__nv_bfloat16, float)
 
 std::span<const KernelEntry> voxel_pool_kernels() {
   static const KernelEntry kernels[] = {
-      MIM4D_KERNEL("pool_index_keys", pool_index_keys_kernel),
-      MIM4D_KERNEL("pool_index_starts", pool_index_starts_kernel),
+      MIM4D_KERNEL("voxel_pool_index_keys", voxel_pool_index_keys_kernel),
+      MIM4D_KERNEL("voxel_pool_index_starts", voxel_pool_index_starts_kernel),
       MIM4D_KERNELS(float, float, 4),
       MIM4D_KERNELS(double, double, 2),
       MIM4D_KERNELS(__half, float, 4),
