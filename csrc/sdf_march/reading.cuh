@@ -203,7 +203,8 @@ struct Reading<T, true> {
   }
 };
 
-// From tables: a sample's rows are its thread's own.
+// From tables: a sample's rows are its thread's own. A thread without one reads nothing: the rows that it names are
+// another's, who may already write to them.
 template <class T>
 struct Reading<T, false> {
   static constexpr int kValues = 0;
@@ -216,15 +217,16 @@ struct Reading<T, false> {
   Column<T> q{};
 
   __device__ void locate(const Sample<T>& s, bool exists) { index = s.index, alive = exists; }
+  __device__ int channels() const { return alive ? static_cast<int>(p.C) : 0; }
   __device__ Feature features(Column<T> f) {
-    for (int c = 0; c < p.sizes.C; ++c) f[c] = c < p.C ? p.tables.features[index * p.C + c] : T(0);
+    for (int c = 0; c < p.sizes.C; ++c) f[c] = c < channels() ? p.tables.features[index * p.C + c] : T(0);
     return f;
   }
   __device__ Feature feature_slope(Column<T> qf) { return q = qf; }
   __device__ void pull(T (&n)[3]) const {
     const T* const jacobian = p.tables.jacobian + 3 * index * p.C;
     T slope[3] = {T(0), T(0), T(0)};
-    for (int c = 0; c < p.C; ++c)
+    for (int c = 0; c < channels(); ++c)
       for (int d = 0; d < 3; ++d) slope[d] += jacobian[3 * c + d] * q[c];
     for (int d = 0; d < 3; ++d) n[d] += box_scale(p, d) * slope[d];
   }
@@ -232,7 +234,7 @@ struct Reading<T, false> {
     const T* const jacobian = p.tables.jacobian + 3 * index * p.C;
     for (int c = 0; c < p.sizes.C; ++c) {
       T sum = T(0);
-      for (int d = 0; d < 3 && c < p.C; ++d) sum += jacobian[3 * c + d] * (v[d] * box_scale(p, d));
+      for (int d = 0; d < 3 && c < channels(); ++d) sum += jacobian[3 * c + d] * (v[d] * box_scale(p, d));
       f_dot[c] = sum;
     }
     return f_dot;
