@@ -2,8 +2,8 @@
 
 Parts, in order: build, test, sanitize, ceilings, bench, step; docs/gpu.md says what each does. They use the interpreter
 that runs this and the torch it has, and fetch nothing. A part has ten minutes, and in bench each op has them: what is
-running then is ended; ``bench --op OP`` runs one. A part that fails does not keep the next ones from running, but the
-exit status tells. Without a CUDA device it is 2.
+running then is ended (``--limit``: another time); ``bench --op OP`` runs one. A part that fails does not keep the next
+ones from running, but the exit status tells. Without a CUDA device it is 2.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / "build" / "gpu"
 LIMIT = 600.0  # seconds of a part
 MERCY = 20.0  # of them, for a program whose time is over to write down what it knows
+WORKERS = 8  # of pytest-xdist at most; each holds a CUDA context
 PROBE = 300.0  # seconds to ask for the GPU
 CORE = ("torch", "numpy", "pytest")  # what must be there; the tests of other modules are named as absent
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -196,9 +197,15 @@ class Report:
         return sum(bool(re.search(r"[\[-]cuda[\]-]", name.replace("reference-cuda", ""))) for name in self.passed)
 
 
-def test_command(python: str, junit: Path) -> list[str]:
+def test_command(python: str, junit: Path, workers: int) -> list[str]:
     options = ["-m", "gpu", "--continue-on-collection-errors", "-p", "no:cacheprovider", f"--junitxml={junit}"]
-    return [python, "-m", "pytest", "tests", *options]
+    shared = ["-n", str(workers), "--dist", "worksteal"] if workers else []
+    return [python, "-m", "pytest", "tests", *options, *shared]
+
+
+def test_workers() -> int:
+    """Processes among which the tests are shared: most of a test is its oracle on the CPU and the compiler's time."""
+    return min(WORKERS, len(os.sched_getaffinity(0))) if importlib.util.find_spec("xdist") else 0
 
 
 def read_junit(path: Path) -> Report:
@@ -230,7 +237,8 @@ def is_extra(module: str) -> bool:
 def part_test(context: Context) -> Outcome:
     junit = context.logs / "test.xml"
     junit.unlink(missing_ok=True)
-    done = context.run("test", test_command(context.python, junit), {"OMP_NUM_THREADS": "4"})
+    command = test_command(context.python, junit, test_workers())
+    done = context.run("test", command, {"OMP_NUM_THREADS": "2"})
     if not junit.exists():
         return Outcome(False, f"pytest: {done.why}, no report: {done.last}")
     report = read_junit(junit)
@@ -472,6 +480,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"all (the default), or some of {', '.join(PARTS)}")
     parser.add_argument("--results", type=Path, help="file for the rows (default: benchmarks/results/<device>.jsonl)")
     parser.add_argument("--logs", type=Path, default=LOGS, help="folder for logs (default: build/gpu)")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a part, and in bench for each op (600)")
     parser.add_argument("--op", nargs="+", default=[], help="ops of bench (default: all of them)")
     args = parser.parse_args(arguments)
     names = list(PARTS) if not args.parts or args.parts == ["all"] else args.parts
@@ -486,7 +495,7 @@ def main(arguments: list[str] | None = None) -> int:
     logs = args.logs.resolve()
     print(f"{facts['device']} ({'.'.join(map(str, facts['capability']))}, {facts['memory'] / 2**30:.0f} GiB), ", end="")
     print(f"torch {facts['torch']}, Python {facts['python']}; rows go to {results}, logs to {logs}")
-    outcomes = run_parts(names, Context(facts, results, logs, ops=tuple(args.op)))
+    outcomes = run_parts(names, Context(facts, results, logs, ops=tuple(args.op), limit=args.limit))
     print()
     for name, outcome in outcomes.items():
         print(f"{name:<10}{'ok' if outcome.ok else 'FAILED':<8}{outcome.words}")

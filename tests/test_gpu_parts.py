@@ -253,11 +253,19 @@ def junit_of(folder: Path, suite: dict[str, str]) -> tuple[gpu.Done, Path]:
         (folder / name).write_text("\n".join(line.removeprefix("        ") for line in lines))
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu: x\n")
     junit = folder / "report.xml"
-    command = gpu.test_command(sys.executable, junit)
+    command = gpu.test_command(sys.executable, junit, 0)
     command[command.index("tests")] = str(folder)
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return gpu.Done(done.returncode, done.stdout), junit
+
+
+def test_the_suite_is_shared_where_xdist_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert gpu.test_command("python3", tmp_path / "x", 3)[-4:] == ["-n", "3", "--dist", "worksteal"]
+    assert "-n" not in gpu.test_command("python3", tmp_path / "x", 0)
+    assert 1 <= gpu.test_workers() <= gpu.WORKERS
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    assert gpu.test_workers() == 0
 
 
 @pytest.fixture(scope="module")
