@@ -1,6 +1,9 @@
 # Writes build_info.cpp. Its content alone holds the revision, so that a commit rebuilds one small file.
 find_package(Git QUIET)
 set(MIM4D_REVISION "unknown")
+if(DEFINED ENV{MIM4D_REVISION})  # for a tree without git
+  set(MIM4D_REVISION "$ENV{MIM4D_REVISION}")
+endif()
 if(Git_FOUND)
   execute_process(COMMAND ${GIT_EXECUTABLE} describe --always --dirty --abbrev=12 --exclude "*"
                   WORKING_DIRECTORY ${CMAKE_SOURCE_DIR} OUTPUT_VARIABLE _revision RESULT_VARIABLE _status
