@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import io
 import json
-import re
 import sys
 import typing
 from collections.abc import Sequence
@@ -35,22 +34,6 @@ class RenderArguments:
     """Render every n-th pixel; 0 takes the run's train.picture_stride."""
     clip: int = -1
     """Which held-out clip, counted from 0; -1 takes the one that the report shows."""
-
-
-@dataclass
-class WorldArguments:
-    """Make a synthetic driving data set in nuScenes format: version v1.0-mini, six cameras at 12 Hz, LiDAR, sweeps."""
-
-    out: tyro.conf.Positional[Path]
-    """Folder to write."""
-    seed: int = 0
-    """The same seed makes the same world."""
-    scenes: int = 2
-    """Scenes; the last fifth, at least one, is held out (split mini_val)."""
-    seconds: float = 4.0
-    """Length of each scene."""
-    image_size: str = "128x224"
-    """Height x width of the images in pixels."""
 
 
 @dataclass
@@ -175,24 +158,9 @@ def _render(arguments: list[str]) -> int:
 
 
 def _world(arguments: list[str]) -> int:
-    given = parse(WorldArguments, arguments, "mim4d world")
-    size = re.fullmatch(r"(\d+)x(\d+)", given.image_size)
-    if size is None or 0 in (height := int(size.group(1)), width := int(size.group(2))):
-        raise UserError(f"--image-size is HEIGHTxWIDTH in pixels, as 128x224, not {given.image_size!r}")
-    from mim4d.engine.progress import Display
-    from mim4d.world import generate
+    from mim4d.engine import world
 
-    with Display().count("making the world") as progress:
-        generate(
-            given.out,
-            seed=given.seed,
-            scenes=given.scenes,
-            seconds=given.seconds,
-            image_size=(height, width),
-            progress=progress,
-        )
-    print(f"wrote {given.out}: --data.root {given.out} --data.version v1.0-mini")
-    return 0
+    return world.run(parse(world.WorldArguments, arguments, "mim4d world"))
 
 
 def _bench(arguments: list[str]) -> int:

@@ -373,6 +373,9 @@ def _reproduce(run: RunFolder) -> str:
     groups: list[tuple[str, list[str]]] = []
     if run.world is not None:
         made = [f"--{name}={run.world[name]}" for name in ("seed", "scenes", "seconds")]
+        knobs = run.world.get("knobs")
+        turned = knobs.items() if isinstance(knobs, dict) else ()
+        made += [f"--{str(name).replace('_', '-')}={value}" for name, value in turned]
         world = ["mim4d", "world", root, *made, "--image-size={}x{}".format(*run.world["image_size"])]
         groups.append(("make the synthetic world, where there is none yet", world))
     if settings.get("preset"):

@@ -5,9 +5,10 @@
 
 try:
     from mim4d.world.generator import generate, open_scene
+    from mim4d.world.knobs import Knobs
 except ModuleNotFoundError as e:
     if (e.name or "").partition(".")[0] != "PIL":
         raise
     raise ModuleNotFoundError("the synthetic world needs pillow: pip install 'mim4d[world]'", name=e.name) from None
 
-__all__ = ["generate", "open_scene"]
+__all__ = ["Knobs", "generate", "open_scene"]

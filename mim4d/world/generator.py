@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mim4d.errors import UserError
+from mim4d.world.knobs import STANDARD, Knobs
 from mim4d.world.maps import LOCATIONS, Expansion, write_mask
 from mim4d.world.roads import TILE_SIZE
 from mim4d.world.scene import Scene
@@ -36,7 +37,7 @@ MINI_TRAIN = (
 )
 MINI_VAL = ("scene-0103", "scene-0916")
 MANIFEST = "world.json"
-FORMAT = 1  # raised whenever the same arguments give another world
+FORMAT = 2  # raised whenever the same arguments give another world
 EPOCH_US = 1_767_268_800_000_000  # 2026-01-01 12:00 UTC
 DAY_US = 86_400_000_000
 
@@ -58,7 +59,7 @@ def scene_names(scenes: int) -> tuple[list[str], list[str]]:
     return list(MINI_TRAIN[:train]), list(MINI_VAL[:validation])
 
 
-def _check(seed: int, scenes: int, seconds: float, image_size: tuple[int, int]) -> dict[str, object]:
+def _check(seed: int, scenes: int, seconds: float, image_size: tuple[int, int], knobs: Knobs) -> dict[str, object]:
     """The arguments as the manifest records them; UserError for those that make no world."""
     whole = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool)
     if not whole(seed) or seed < 0:
@@ -79,12 +80,15 @@ def _check(seed: int, scenes: int, seconds: float, image_size: tuple[int, int]) 
         raise UserError(f"image_size: got {image_size!r}, want (height, width)") from None
     if not (whole(height) and whole(width) and 32 <= height <= 4096 and 32 <= width <= 4096):
         raise UserError(f"image_size: got {image_size!r}, want height and width in whole pixels from 32 to 4096")
+    if not isinstance(knobs, Knobs):
+        raise UserError(f"knobs: got {knobs!r}, want a mim4d.world.Knobs")
     return {
         "format": FORMAT,
         "seed": int(seed),
         "scenes": int(scenes),
         "seconds": float(seconds),
         "image_size": [int(height), int(width)],
+        "knobs": knobs.record(),
     }
 
 
@@ -143,9 +147,10 @@ def _layout(scenes: int) -> list[tuple[str, str, int, bool]]:
 
 
 def _build(
-    seed: int, seconds: float, image_size: tuple[int, int], index: int, tile: int, validation: bool
+    seed: int, seconds: float, image_size: tuple[int, int], knobs: Knobs, index: int, tile: int, validation: bool
 ) -> tuple[Scene, Rig]:
-    scene = Scene(seed=seed, index=index, validation=validation, seconds=seconds, tile=(tile * TILE_SIZE, 0.0))
+    place = (tile * TILE_SIZE, 0.0)
+    scene = Scene(seed=seed, index=index, validation=validation, seconds=seconds, tile=place, knobs=knobs)
     return scene, make_rig(np.random.default_rng([seed, index, 21]), image_size)
 
 
@@ -160,12 +165,12 @@ def open_scene(root: str | os.PathLike[str], name: str) -> tuple[Scene, Rig, int
     try:
         made = json.loads((Path(root) / MANIFEST).read_text())
         seed, seconds, size = made["seed"], made["seconds"], tuple(made["image_size"])
-        layout = _layout(made["scenes"])
+        layout, knobs = _layout(made["scenes"]), Knobs.read(made["knobs"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{root} holds no synthetic world ({MANIFEST} is missing or damaged)") from None
     for index, (known, _, tile, validation) in enumerate(layout):
         if known == name:
-            scene, rig = _build(seed, seconds, size, index, tile, validation)
+            scene, rig = _build(seed, seconds, size, knobs, index, tile, validation)
             return scene, rig, EPOCH_US + index * DAY_US
     raise UserError(f"{root} holds no scene {name!r}; it holds {', '.join(k for k, *_ in layout)}")
 
@@ -177,6 +182,7 @@ def generate(
     scenes: int = 2,
     seconds: float = 4.0,
     image_size: tuple[int, int] = (128, 224),
+    knobs: Knobs = STANDARD,
     progress: Progress | None = None,
 ) -> None:
     """Writes a synthetic driving data set that nuscenes-devkit loads as version v1.0-mini.
@@ -188,23 +194,32 @@ def generate(
     seconds: length of a scene, 0.5 to 20: key frames at 2 Hz from 0 to ``seconds``, images at 12 Hz per camera, sweeps
     at 20 Hz.
     image_size: (height, width) of the images in pixels.
+    knobs: weather, light, texture, sensor noise and traffic.
     progress: called as progress(done, total) with counts of files, once at the start and after each file.
 
     Raises UserError for arguments out of range, a folder in use, a folder that cannot be written, or missing embreex.
     """
-    wanted = _check(seed, scenes, seconds, image_size)
+    wanted = _check(seed, scenes, seconds, image_size, knobs)
     out = Path(out).absolute()
     try:
         if _existing(out, wanted):
             return
         with _workspace(out) as work:
-            _write(work, seed, scenes, float(seconds), image_size, progress or (lambda done, total: None))
+            _write(work, seed, scenes, float(seconds), image_size, knobs, progress or (lambda done, total: None))
             (work / MANIFEST).write_text(json.dumps(wanted, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"cannot write the world to {out}: {e.strerror or e}") from e
 
 
-def _write(root: Path, seed: int, scenes: int, seconds: float, image_size: tuple[int, int], progress: Progress) -> None:
+def _write(
+    root: Path,
+    seed: int,
+    scenes: int,
+    seconds: float,
+    image_size: tuple[int, int],
+    knobs: Knobs,
+    progress: Progress,
+) -> None:
     total, done = scenes * scene_files(seconds), 0
     progress(done, total)
 
@@ -217,7 +232,7 @@ def _write(root: Path, seed: int, scenes: int, seconds: float, image_size: tuple
     tables = Tables(root, f"mim4d-world/{seed}/{scenes}/{seconds}/{image_size[0]}x{image_size[1]}")
     made: dict[str, list[tuple[str, Scene]]] = {}
     for index, (name, location, tile, validation) in enumerate(_layout(scenes)):
-        scene, rig = _build(seed, seconds, image_size, index, tile, validation)
+        scene, rig = _build(seed, seconds, image_size, knobs, index, tile, validation)
         start = EPOCH_US + index * DAY_US
         rng = np.random.default_rng([seed, index, 22])
         log = tables.add_scene(

@@ -13,6 +13,7 @@ from mim4d.errors import UserError
 from mim4d.world.actors import Actor, Route, Speed, populate
 from mim4d.world.geometry import rigid, street_path, yaw_matrix
 from mim4d.world.ground import Ground
+from mim4d.world.knobs import STANDARD, Knobs
 from mim4d.world.mesh import NOTHING, Mesh, join
 from mim4d.world.roads import LANE, TILE_SIZE, Roads, make_roads
 from mim4d.world.styles import TRAIN_STYLES, VAL_STYLES, Style
@@ -73,10 +74,19 @@ class Scene:
     ego's way, so that millimetres survive. ``roads``, ``actors``, ``ego`` and ``style`` say what is there.
     """
 
-    def __init__(self, *, seed: int, index: int, validation: bool, seconds: float, tile: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        index: int,
+        validation: bool,
+        seconds: float,
+        tile: tuple[float, float],
+        knobs: Knobs = STANDARD,
+    ) -> None:
         """``tile``: map coordinates of the lower left corner of the square that the scene owns."""
         rng = lambda part: np.random.default_rng([seed, index, int(validation), part])
-        self.index, self.seconds = index, seconds
+        self.index, self.seconds, self.knobs = index, seconds, knobs
         styles = VAL_STYLES if validation else TRAIN_STYLES
         self.style: Style = styles[(seed + index) % len(styles)]
         middle = (tile[0] + TILE_SIZE / 2, tile[1] + TILE_SIZE / 2)

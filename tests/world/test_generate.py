@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mim4d.errors import UserError
-from mim4d.world import generate, open_scene
+from mim4d.world import Knobs, generate, open_scene
 from mim4d.world.tables import scene_files
 
 TINY: dict[str, Any] = {"seconds": 0.5, "image_size": (32, 40)}
@@ -145,6 +145,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
         ({"image_size": (128.0, 224)}, "image_size: got (128.0, 224)"),
         ({"image_size": 128}, "image_size: got 128"),
         ({"image_size": (1, 2, 3)}, "image_size: got (1, 2, 3)"),
+        ({"knobs": {"weather": "fog"}}, "knobs: got {'weather': 'fog'}, want a mim4d.world.Knobs"),
     ],
 )
 def test_arguments_out_of_range_are_named(tmp_path: Path, wrong: dict[str, Any], words: str) -> None:
@@ -166,6 +167,34 @@ def test_missing_embreex_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"needs embreex .*pip install 'mim4d\[world\]'"):
         generate(tmp_path / "world", **TINY)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"weather": "fogg"}, "weather: got 'fogg'; did you mean fog?; want one of clear, overcast, rain, fog, mixed"),
+        ({"weather": 3}, "weather: got 3; want one of"),
+        ({"light": "noon"}, "light: got 'noon'; want one of day, low_sun, dusk, night, mixed"),
+        ({"texture": -0.1}, "texture: got -0.1, want 0 to 2"),
+        ({"texture": True}, "texture: got True"),
+        ({"sensor_noise": float("nan")}, "sensor_noise: got nan, want 0 to 10"),
+        ({"traffic": "dense"}, "traffic: got 'dense', want 0.25 to 3"),
+    ],
+)
+def test_knobs_out_of_range_are_named(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Knobs(**wrong)
+    assert words in str(caught.value)
+
+
+def test_knobs_reach_the_scene_and_the_manifest(tmp_path: Path) -> None:
+    knobs = Knobs(weather="rain", light="dusk", texture=1, sensor_noise=2.5, traffic=0.5)
+    generate(tmp_path / "world", seed=1, knobs=knobs, **TINY)
+    recorded = json.loads((tmp_path / "world" / "world.json").read_text())["knobs"]
+    assert recorded == {"weather": "rain", "light": "dusk", "texture": 1.0, "sensor_noise": 2.5, "traffic": 0.5}
+    assert open_scene(tmp_path / "world", "scene-0061")[0].knobs == knobs
+    with pytest.raises(UserError, match="already holds a world made with"):
+        generate(tmp_path / "world", seed=1, **TINY)
 
 
 def test_open_scene_names_what_is_missing(tiny: Path, tmp_path: Path) -> None:
