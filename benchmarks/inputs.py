@@ -67,7 +67,10 @@ def camera_rays(g: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
 def random_rays(g: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
     """From anywhere in the box in any direction."""
     low, high = torch.tensor(BOX[:3], dtype=torch.float64), torch.tensor(BOX[3:], dtype=torch.float64)
-    return low + (high - low) * (0.1 + 0.8 * uniform(g, count, 3)), F.normalize(normal(g, count, 3), dim=-1)
+    way = normal(g, count, 3)
+    # None at right angles to an axis: along a kink, a ray would never leave it.
+    way = torch.where(way.abs() < 0.02, way.sign() * 0.02, way)
+    return low + (high - low) * (0.1 + 0.8 * uniform(g, count, 3)), F.normalize(way, dim=-1)
 
 
 def exits(origins: Tensor, directions: Tensor) -> Tensor:

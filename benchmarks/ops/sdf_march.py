@@ -280,9 +280,10 @@ def _macs(weights: Sequence[Tensor]) -> int:
 
 
 # Gradients are sums over all samples of terms that cancel, through five sharp softplus layers (beta 100) and ReLUs, of
-# which float32 sees a few on the other side. Measured, eager torch and our reference alike: 1.1e-4, elements 1.3e-4;
-# the gradient of the one number inv_s 4e-5 to 3e-2, from seed to seed.
-MARCH = {**TOLERANCES, torch.float32: Tolerance(4e-4, 1e-3, number=5e-2)}
+# which float32 sees a few on the other side. Measured, eager torch, reference and kernels alike: 1.1e-4, elements
+# 1.3e-4 for 256 rays; 5.7e-4, elements 1.1e-3, in the biases of the first colour layers for 3072 (14 million ReLUs; on
+# CPU and GPU the same two digits); the gradient of the one number inv_s 4e-5 to 3e-2, from seed to seed.
+MARCH = {**TOLERANCES, torch.float32: Tolerance(1.2e-3, 3e-3, number=5e-2)}
 # Where a section has next to no weight, its share of the distribution is the quotient of two roundings. Measured 9e-6
 # and 9.5e-5 where rays start anywhere.
 SAMPLE = {**TOLERANCES, torch.float32: Tolerance(4e-5, 4e-4)}

@@ -68,11 +68,17 @@ def _starts(index: Tensor) -> Tensor:
     return torch.arange(index.shape[0], device=index.device, dtype=index.dtype) * index.shape[1]
 
 
+def _bags(index: Tensor, rows: Tensor, starts: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of rows (n, C), a bag from each start to the next: (bags, C)."""
+    if rows.shape[1] == 0:  # on some processors torch's kernel takes an empty row for an index out of range
+        return rows.new_zeros(starts.shape[0], 0)
+    return F.embedding_bag(index, rows, starts, per_sample_weights=weight, mode="sum")
+
+
 class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        starts = _starts(index)
-        return F.embedding_bag(index.flatten(), rows, starts, per_sample_weights=weight.flatten(), mode="sum")
+        return _bags(index.flatten(), rows, _starts(index), weight.flatten())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -120,7 +126,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(values: Tensor, index: Tensor, weight: Tensor, entry: Tensor, start: Tensor) -> Tensor:
         sorted_weight = weight.flatten().index_select(0, entry)
-        return F.embedding_bag(entry // index.shape[1], values, start, per_sample_weights=sorted_weight, mode="sum")
+        return _bags(entry // index.shape[1], values, start, sorted_weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -381,7 +381,7 @@ def check_value(
     target = got.double().clamp(low, high)
     own = (own.double() - own.double().clamp(low, high) + target).to(own.dtype)
     try:
-        assert_close(got, target, like=own, op=op)
+        assert_close(got, target, like=[own], op=op)
     except AssertionError as error:
         raise AssertionError(f"{name}: {error}") from None
 

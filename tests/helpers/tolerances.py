@@ -7,6 +7,7 @@ the largest magnitude of the oracle, so that they mean the same for values, grad
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 
 import torch
@@ -67,11 +68,12 @@ def errors(got: Tensor, oracle: Tensor) -> Tolerance:
     )
 
 
-def assert_close(got: Tensor, oracle: Tensor, *, like: Tensor | None = None, op: str = "") -> None:
+def assert_close(got: Tensor, oracle: Tensor, *, like: Sequence[Tensor] = (), op: str = "") -> None:
     """``got`` against a float64 ``oracle``. Integers must be equal.
 
-    ``like`` is the reference run in the same dtype: needed for halves, and where it is given, twice its own error is
-    allowed besides. ``op`` names the op, for those with a row of their own in the table.
+    ``like`` are results of the reference run in the same dtype, on one device or several, which add in other orders:
+    needed for halves, and where there are any, twice the largest error of theirs is allowed besides. ``op`` names the
+    op, for those with a row of their own in the table.
     """
     if not got.is_floating_point():
         assert torch.equal(got.cpu().long(), oracle.cpu().long()), "other integers"
@@ -80,17 +82,18 @@ def assert_close(got: Tensor, oracle: Tensor, *, like: Tensor | None = None, op:
     single = torch.float32 if got.dtype in ROUNDING else got.dtype
     bound = OWN.get((op, single), TOLERANCES[single])
     if got.dtype in ROUNDING:
-        assert like is not None, "a half result is compared with the reference in the same dtype"
+        assert like, "a half result is compared with the reference in the same dtype"
         vanished = torch.finfo(got.dtype).tiny * torch.finfo(got.dtype).eps / 2  # rounding of what is all but zero
         floor = ROUNDING[got.dtype] + vanished * max(oracle.numel(), 1) ** 0.5 / (float(oracle.norm()) or 1.0)
         bound = Tolerance(*(b + floor for b in astuple(bound)))  # a float32 result, rounded once
-    if like is not None and like is not got:
-        own, angle = errors(like, oracle), bound.angle
-        bound = Tolerance(*(2 * e + floor for e, floor in zip(astuple(own), astuple(bound), strict=True)))
+    others = [errors(other, oracle) for other in like if other is not got]
+    few = max(oracle.numel(), 1) ** 0.5  # the mean of few errors is not zero; that of one is the error
+    if others:
+        own = Tolerance(*(max(each) for each in zip(*map(astuple, others), strict=True)))
         bound = replace(
-            bound,
-            angle=(2 * own.angle**0.5 + angle**0.5) ** 2,  # the square of a distance
-            bias=bound.bias + own.element / max(oracle.numel(), 1) ** 0.5,  # the mean of few errors is not zero
+            Tolerance(*(2 * e + floor for e, floor in zip(astuple(own), astuple(bound), strict=True))),
+            angle=(2 * own.angle**0.5 + bound.angle**0.5) ** 2,  # the square of a distance
+            bias=2 * own.bias + bound.bias + (own.element + bound.element) / few,
         )
     for name in ("element", "l2", "bias", "angle"):
         assert getattr(found, name) <= getattr(bound, name), f"{got.dtype}: {name} error {found}, allowed {bound}"

@@ -92,7 +92,7 @@ def test_one_copy_for_several_calls() -> None:
         apart = ops.voxel_sample(volume, points).sum() + ops.voxel_sample(volume, -points).sum()
         want = torch.autograd.grad(apart, volume)[0]
         losses()
-        assert_close(volume.grad.double(), want.double(), like=want)
+        assert_close(volume.grad.double(), want.double(), like=[want])
         volume.grad = None
         # the copy, two gradients, and their sum or the leaf's own
         assert allocations(losses, volume.nbytes) <= 4

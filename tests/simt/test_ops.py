@@ -64,4 +64,4 @@ def test_forward_and_backward(variant: str, dtype: torch.dtype, align: bool, pad
     given = tuple(x.to(d) for x, d in zip(given, (dtype, wide, dtype), strict=True))
     oracle = run("reference", *[torch.float64] * 3)
     for got, exact, like in zip(found, oracle, run("reference", dtype, wide, dtype), strict=True):
-        assert_close(got, exact, like=like)
+        assert_close(got, exact, like=[like])
