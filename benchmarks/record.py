@@ -79,7 +79,9 @@ def processor() -> str:
 
 def git_revision() -> tuple[str, bool | None]:
     """The commit of this tree and whether files that git follows differ from it; what was built, where there is no
-    git."""
+    git. The environment's MIM4D_REVISION says it of a tree that git does not know, a copy of a commit."""
+    if told := os.environ.get("MIM4D_REVISION"):
+        return told, None
     try:
         sha = git("rev-parse", "HEAD")
         return sha, bool(git("status", "--porcelain", "--untracked-files=no"))

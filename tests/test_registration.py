@@ -93,7 +93,8 @@ def test_kernel_attributes_need_cuda() -> None:
     if torch.cuda.is_available() and "ops_cuda" in _library.loaded:
         kernels = _library.kernel_attributes()
         assert any("voxel_sample_forward" in str(kernel["name"]) for kernel in kernels)
-        assert all(kernel["local_bytes"] == 0 for kernel in kernels)  # nothing spills
+        spilling = {kernel["name"] for kernel in kernels if kernel["local_bytes"]}
+        assert spilling <= {"sdf_march_backward<float, true>"}  # csrc/allowed_spills.txt
     else:
         with pytest.raises(RuntimeError, match=r"CUDA|mim4d\._C is not there"):
             _library.kernel_attributes()

@@ -72,6 +72,14 @@ __device__ __forceinline__ void add_outer(int O, int I, bool alive, T* stage, T*
         const int i = i0 + lane / 4 * J + j, o = o0 + lane % 4 * 4;
         if (i >= I) continue;
         T* const to = sums + i * O + o;
+        if (N::fixed && o + 4 <= O) {  // rows of 16 and 4: whole packs
+          T own[4];
+          load_pack(to, own);
+#pragma unroll
+          for (int m = 0; m < 4; ++m) own[m] += sum[j][m];
+          store_pack(to, own);
+          continue;
+        }
 #pragma unroll
         for (int m = 0; m < 4; ++m)
           if (o + m < O) to[m] += sum[j][m];

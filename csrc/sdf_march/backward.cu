@@ -36,8 +36,18 @@ struct BackwardMemory {
   }
 };
 
+// Two blocks of a multiprocessor, where its shared memory holds both: what one waits for, the other hides. On an H200
+// the kernel takes 2.5 ms instead of 4.2 (3072 rays of 96 samples), though up to ten values spill for it.
+constexpr size_t kSharedOfTwo = size_t{160} << 10;
+#if defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870 || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200))
+constexpr int kFusedBlocks = 2;
+#else
+constexpr int kFusedBlocks = 1;
+#endif
+
 template <class T, bool fixed>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, fixed ? kFusedBlocks : 1)
     sdf_march_backward_kernel(SdfMarchCudaParams<T> p, SdfMarchCudaAdjoint<T> a) {
   MIM4D_DYN_SHARED(T, shared);
   const auto net = net_of<fixed>(p.sizes);
@@ -147,7 +157,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <class T>
 SdfMarchGrid sdf_march_backward_grid(const SdfMarchCudaParams<T>& p) {
-  return grid_of<T>((p.rays() * p.S + kThreads - 1) / kThreads, 1, BackwardMemory<T>(p.sizes, p.fused, nullptr).count);
+  const int64_t each = p.fused && shared_of_multiprocessor() >= kSharedOfTwo ? 2 : 1;
+  return grid_of<T>((p.rays() * p.S + kThreads - 1) / kThreads, each,
+                    BackwardMemory<T>(p.sizes, p.fused, nullptr).count);
 }
 
 template <class T, bool fixed>

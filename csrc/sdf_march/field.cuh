@@ -1,6 +1,7 @@
 #pragma once
 // The field at a thread's sample: docs/ops/sdf_march.md derives it in the same symbols.
 
+#include "cuda/device.h"
 #include "math/sdf.h"
 #include "sdf_march/net.cuh"
 
@@ -177,10 +178,7 @@ __device__ __forceinline__ Section<T> section_of(const SdfMarchParams<T>& p, con
 // Blocks that keep a GPU busy: as many as there is work for, no more than so many for each multiprocessor, and none
 // whose `scratch` bytes would not fit into 256 MiB together.
 inline int resident_blocks(int64_t wanted, int64_t each, int64_t scratch = 1) {
-  int device = 0, count = 1;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  const int64_t fitting = (int64_t{256} << 20) / (scratch > 0 ? scratch : 1), blocks = each * count;
+  const int64_t fitting = (int64_t{256} << 20) / (scratch > 0 ? scratch : 1), blocks = each * multiprocessors();
   const int64_t most = fitting < 1 ? 1 : fitting < blocks ? fitting : blocks;
   return static_cast<int>(wanted < most ? wanted : most);
 }

@@ -76,9 +76,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
   }
 }
 
+constexpr int kBins = 4;  // whose rows are on their way together
+
 template <class S, class T, int V>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
-    voxel_pool_backward_kernel(VoxelPoolParams<S, T> p, int lane_bits) {
+__global__ void __launch_bounds__(kThreads, 3) voxel_pool_backward_kernel(VoxelPoolParams<S, T> p, int lane_bits) {
   const int64_t pixel = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (pixel >= p.pixels()) return;  // a whole warp
   const int64_t camera = pixel / p.area, first = camera * p.D * p.area + (pixel - camera * p.area);
@@ -100,24 +101,32 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
         if (cell >= 0) weight = p.depth[point];
       }
       const int n = static_cast<int>(min(p.D - base, int64_t{32}));
-      for (int j = 0; j < n; j += parts) {
-        const int bin = j + (lane >> lane_bits);
-        const int32_t from = __shfl_sync(kAll, cell, bin);
-        const T w = __shfl_sync(kAll, weight, bin);
-        T dot = T(0);
-        if (from >= 0 && c < p.C) {
-          T g[V];
-          load_pack(volume + from * p.C + c, g);
+      for (int j = 0; j < n; j += kBins * parts) {
+        T g[kBins][V], w[kBins];
+        unsigned kept = 0;
+#pragma unroll
+        for (int k = 0; k < kBins; ++k) {
+          const int bin = j + k * parts + (lane >> lane_bits);
+          const int32_t from = __shfl_sync(kAll, cell, bin & 31);
+          w[k] = __shfl_sync(kAll, weight, bin & 31);
+          const bool read = bin < n && from >= 0 && c < p.C;
+          load_if(read, volume + from * p.C + c, g[k]);
+          kept |= static_cast<unsigned>(read) << k;
+        }
+#pragma unroll
+        for (int k = 0; k < kBins; ++k) {
+          T dot = T(0);
 #pragma unroll
           for (int i = 0; i < V; ++i) {
-            sum[i] += w * g[i];
-            dot += feature[i] * g[i];
+            sum[i] += w[k] * g[k][i];  // a dropped bin has the weight 0
+            dot += feature[i] * g[k][i];
           }
-        }
-        if (p.grad_depth) {  // the bins j .. j + parts - 1, to their threads
-          dot = group_sum(dot, lanes);
-          const T found = __shfl_sync(kAll, dot, (lane - j) << lane_bits & 31);
-          if (lane >= j && lane < j + parts) mine = found;
+          if (p.grad_depth) {  // the bins at .. at + parts - 1, to their threads
+            const int at = j + k * parts;
+            dot = group_sum(kept >> k & 1u ? dot : T(0), lanes);  // of a dropped bin 0, whatever the feature is
+            const T found = __shfl_sync(kAll, dot, (lane - at) << lane_bits & 31);
+            if (lane >= at && lane < at + parts) mine = found;
+          }
         }
       }
       if (p.grad_depth && base + lane < p.D) p.grad_depth[point] = c < chunk ? mine : p.grad_depth[point] + mine;

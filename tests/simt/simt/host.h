@@ -22,7 +22,11 @@ enum cudaMemcpyKind {
   cudaMemcpyDefault
 };
 
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81
+};
 
 enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
@@ -84,9 +88,18 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 // A small GPU: kernels that fill it with blocks are to share out their work among few, and take turns.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  if (attribute != cudaDevAttrMultiProcessorCount) return simt::report(cudaErrorInvalidValue);
-  *value = 2;
-  return cudaSuccess;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = 2;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = 8;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = 100 << 10;
+      return cudaSuccess;
+  }
+  return simt::report(cudaErrorInvalidValue);
 }
 
 template <class Kernel>
