@@ -94,6 +94,7 @@ PLAIN = SimpleNamespace(
 
 def _run(kernel: Callable[..., Any], *inputs: Any) -> Any:
     """Calls kernel(*inputs, ARRAYS or PLAIN), which returns a tuple, and gives the results the type of the inputs."""
+    inputs = tuple(x[()] if isinstance(x, np.ndarray) and x.ndim == 0 else x for x in inputs)
     if all(isinstance(x, (float, int)) for x in inputs):  # numpy's float64 is a float
         kind = np.float64 if any(isinstance(x, np.float64) for x in inputs) else float
         try:
