@@ -246,7 +246,14 @@ def norm(x: Floats, axis: int = -1, keepdims: bool = False) -> Floats:
 def apply(m: Floats, v: Floats) -> Floats:
     """Matrices (..., n, k) times vectors (..., k), the leading axes broadcast -> (..., n)."""
     m, v = np.asarray(m), np.asarray(v)
-    return np.stack([dot(m[..., i, :], v) for i in range(m.shape[-2])], -1)
+    parts = [np.ascontiguousarray(v[..., j]) for j in range(v.shape[-1])]  # long rows are quicker than short ones
+    rows = []
+    for i in range(m.shape[-2]):
+        total = m[..., i, 0] * parts[0]
+        for j in range(1, len(parts)):
+            total = total + m[..., i, j] * parts[j]
+        rows.append(total)
+    return np.stack(rows, -1)
 
 
 def compose(a: Floats, b: Floats) -> Floats:
@@ -256,3 +263,29 @@ def compose(a: Floats, b: Floats) -> Floats:
     for i in range(1, a.shape[-1]):
         total = total + a[..., :, i : i + 1] * b[..., i : i + 1, :]
     return total
+
+
+def _transform(re: Floats, im: Floats) -> tuple[Floats, Floats]:
+    """Sums over k of (re + i im)[k] exp(2 pi i j k / n), j = 0 ... n-1, along the first axis; n a power of two."""
+    n, columns = re.shape
+    order = np.zeros(n, np.intp)
+    half = 1
+    while half < n:  # numbers 0 ... n-1 with their bits reversed
+        order[half : 2 * half] = order[:half] + n // (2 * half)
+        half *= 2
+    re, im = re[order], im[order]
+    half = 1
+    while half < n:
+        sin, cos = (w[:, None] for w in sincos(math.pi * np.arange(half) / half))
+        (a, b), (c, d) = (x.reshape(-1, 2, half, columns).swapaxes(0, 1) for x in (re, im))
+        turned_re, turned_im = b * cos - d * sin, b * sin + d * cos
+        re = np.stack([a + turned_re, a - turned_re], 1).reshape(n, columns)
+        im = np.stack([c + turned_im, c - turned_im], 1).reshape(n, columns)
+        half *= 2
+    return re, im
+
+
+def waves(re: Floats, im: Floats) -> Floats:
+    """The real part of the inverse discrete Fourier transform (times n^2) of re + i im, (n, n), n a power of two."""
+    re, im = _transform(*(np.asarray(x, np.float64) for x in (re, im)))
+    return _transform(re.T, im.T)[0].T

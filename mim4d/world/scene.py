@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim4d.errors import UserError
+from mim4d.world import exact
 from mim4d.world.actors import Actor, Route, Speed, populate
 from mim4d.world.geometry import rigid, street_path, yaw_matrix
 from mim4d.world.ground import Ground
@@ -60,10 +61,10 @@ class View:
     def meets(self, centre: Array, radius: Array) -> NDArray[np.bool_]:
         """Which of the discs (A, 2), (A,) reach into the cone."""
         to = centre - self.place
-        distance = np.hypot(to[:, 0], to[:, 1])
-        off = np.arccos(np.clip(to @ self.axis / np.maximum(distance, 1e-9), -1.0, 1.0))
+        distance = exact.norm(to)
+        off = exact.acos(np.clip(exact.dot(to, self.axis) / np.maximum(distance, 1e-9), -1.0, 1.0))
         return (distance < radius) | (
-            off < self.half_angle + np.arcsin(np.clip(radius / np.maximum(distance, 1e-9), 0.0, 1.0))
+            off < self.half_angle + exact.asin(np.clip(radius / np.maximum(distance, 1e-9), 0.0, 1.0))
         )
 
 
@@ -95,7 +96,7 @@ class Scene:
         way = self.ego.pose(np.linspace(-0.1, seconds + 0.1, 64))[0][:, :2]  # (64, 2)
         self.origin = np.array([*way.mean(0), 0.0])
         standing = [a for a in self.actors if a.route is None]
-        footprints = [(*a.position[:2], math.hypot(a.size[0], a.size[1]) / 2, a.size[2]) for a in standing]
+        footprints = [(*a.position[:2], exact.hypot(a.size[0], a.size[1]) / 2, a.size[2]) for a in standing]
         town = Town(rng(2), self.roads, self.style, way, np.array(footprints).reshape(-1, 4), self.origin).build()
         self.still = join([town] + [self._placed(i) for i, a in enumerate(self.actors) if a.route is None])
         self.moving = [i for i, a in enumerate(self.actors) if a.route is not None]
@@ -113,14 +114,13 @@ class Scene:
         across, side = rng.uniform(0.25, 0.9), rng.integers(4)
         azimuth = self.roads.bend.heading + (across if side % 2 else -across) + (math.pi if side > 1 else 0.0)
         height = math.radians(rng.uniform(36, 60))
-        flat = math.cos(height)
-        self.sun = np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(height)])  # unit, towards it
-        _, _, axes = np.linalg.svd(self.sun[None])
-        self.sun_plane = axes[1:].T.astype(np.float32)  # (3, 2) two axes across the sunlight
+        (rise, flat), (sin, cos) = exact.sincos(height), exact.sincos(float(azimuth))
+        self.sun = np.array([flat * cos, flat * sin, rise])  # unit, towards it
+        self.sun_plane = np.array([[-sin, cos, 0.0], [-rise * cos, -rise * sin, flat]], np.float32)  # axes across it
         size = np.array([self.actors[i].size for i in self.moving]).reshape(-1, 3)
-        self.radius = (np.linalg.norm(size, axis=1) / 2 + 0.2).astype(np.float32)  # of balls around moving actors
+        self.radius = (exact.norm(size) / 2 + 0.2).astype(np.float32)  # of balls around moving actors
         # From the middle of a moving actor to the end of its box or of its shadow, seen from above.
-        self.shadow_reach = np.hypot(size[:, 0], size[:, 1]) / 2 + size[:, 2] / math.tan(height)
+        self.shadow_reach = exact.norm(size[:, :2]) / 2 + size[:, 2] / exact.tan(height)
         self.haze = float(rng.uniform(350, 700))  # metres over which the air takes away all but 1/e
         self.warmth = float(rng.uniform(0.0, 1.0))  # of the sunlight
         self.sky_shift = rng.uniform(0, 1, 2)  # of the clouds
@@ -183,12 +183,12 @@ class Moment:
         poses = [scene.actors[i].pose(t) for i in scene.moving]
         centre = np.array([c for c, _ in poses]).reshape(-1, 3)
         yaw = np.array([y for _, y in poses], np.float64)
-        present = np.hypot(*(centre - here)[:, :2].T) < ACTOR_RANGE
+        present = exact.norm((centre - here)[:, :2]) < ACTOR_RANGE
         if view is not None:
             present &= view.meets(centre[:, :2], scene.shadow_reach)
         self._faces = np.flatnonzero(present[scene.rest_actor]).astype(np.int32)  # of the moving triangles
         actor = scene.rest_actor[self._faces]
-        cos, sin = np.cos(yaw).astype(np.float32)[actor], np.sin(yaw).astype(np.float32)[actor]
+        sin, cos = (x.astype(np.float32)[actor] for x in exact.sincos(yaw))
         place = (centre - scene.origin).astype(np.float32)[actor, None]  # (F', 1, 3)
         vertices = _turn(scene.rest.vertices[self._faces], cos[:, None], sin[:, None]) + place
         self._dynamic = _caster(vertices) if len(vertices) else None
@@ -235,16 +235,23 @@ class Moment:
     def _toward_actors(self, start: Float32, directions: Float32) -> NDArray[np.intp]:
         """Which of the rays (P, 3) from one place meet a ball."""
         to = self._middle - start
-        distance = np.maximum(np.linalg.norm(to, axis=1), 1e-6)
+        distance = np.maximum(exact.norm(to), 1e-6)
         sine = np.minimum(self._radius / distance, 1.0)
-        cosine = np.where(distance > self._radius, np.sqrt(1.0 - sine**2), -1.0).astype(np.float32)
-        return np.flatnonzero(((to / distance[:, None]) @ directions.T > cosine[:, None]).any(0))
+        cosine = np.where(distance > self._radius, np.sqrt(1.0 - sine * sine), -1.0).astype(np.float32)
+        x, y, z = np.ascontiguousarray(directions.T)
+        near = np.zeros(len(directions), bool)
+        for (ax, ay, az), least in zip((to / distance[:, None]).astype(np.float32), cosine, strict=True):
+            near |= x * ax + y * ay + z * az > least
+        return np.flatnonzero(near)
 
     def _behind_actors(self, points: Float32) -> NDArray[np.intp]:
         """Which points (P, 3) see the sun through a ball: |q - c| < r in the plane that the sun looks down on."""
-        q, c = points @ self.scene.sun_plane, self._middle @ self.scene.sun_plane  # (P, 2), (A, 2)
-        bound = (c**2).sum(1) - self._radius**2  # (A,)
-        return np.flatnonzero((2.0 * c @ q.T - bound[:, None] > (q**2).sum(1)).any(0))
+        x, y = (exact.dot(points, axis) for axis in self.scene.sun_plane)  # (P,)
+        near = np.zeros(len(points), bool)
+        for (cx, cy), radius in zip(exact.apply(self.scene.sun_plane, self._middle), self._radius, strict=True):
+            dx, dy = x - cx, y - cy
+            near |= dx * dx + dy * dy < radius * radius
+        return np.flatnonzero(near)
 
 
 def _turn(v: Float32, cos: Float32, sin: Float32) -> Float32:

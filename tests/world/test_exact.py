@@ -189,6 +189,12 @@ def test_products(dtype: type) -> None:
     assert length == 5.0
 
 
+def test_waves_are_the_inverse_fourier_transform() -> None:
+    re, im = np.random.default_rng(0).standard_normal((2, 64, 64))
+    wanted = np.fft.ifft2(re + 1j * im).real * 64 * 64
+    np.testing.assert_allclose(exact.waves(re, im), wanted, atol=3e-13)  # measured 1.3e-13, values to 270
+
+
 def test_rotations_stay_rotations() -> None:
     angle = _uniform(-10, 10)[:500]
     s, c, zero, one = *exact.sincos(angle), np.zeros(500), np.ones(500)
