@@ -15,6 +15,7 @@ of the result, over 40 000 arguments each: sin and cos 0.83 within +-10^6, tan 1
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -90,6 +91,7 @@ PLAIN = SimpleNamespace(
     whole=int,
     angle=ANGLES.__getitem__,
 )
+FEW = 12  # so many numbers are quicker one by one
 
 
 def _run(kernel: Callable[..., Any], *inputs: Any) -> Any:
@@ -102,9 +104,17 @@ def _run(kernel: Callable[..., Any], *inputs: Any) -> Any:
         except (ArithmeticError, ValueError):
             return tuple(kind(out[0]) for out in kernel(*(np.array([float(x)]) for x in inputs), ARRAYS))
     dtype = np.float32 if np.result_type(*inputs) == np.float32 else np.float64
-    wide = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in inputs))
+    wide = [np.asarray(x, np.float64) for x in inputs]
+    if len(wide) > 1:
+        wide = list(np.broadcast_arrays(*wide))
     shape = wide[0].shape
-    outs = kernel(*map(np.atleast_1d, wide), ARRAYS)
+    outs: Any = None
+    if 0 < wide[0].size <= FEW:
+        with contextlib.suppress(ArithmeticError, ValueError):
+            rows = [kernel(*x, PLAIN) for x in zip(*(w.ravel().tolist() for w in wide), strict=True)]
+            outs = [np.array(out) for out in zip(*rows, strict=True)]
+    if outs is None:
+        outs = kernel(*map(np.atleast_1d, wide), ARRAYS)
     return tuple(out.astype(dtype, copy=False).reshape(shape)[() if shape == () else ...] for out in outs)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mim4d.errors import UserError
 from mim4d.world import exact
 from mim4d.world.actors import Actor, Route, Speed, populate
+from mim4d.world.caster import make_caster
 from mim4d.world.geometry import rigid, street_path, yaw_matrix
 from mim4d.world.ground import Ground
 from mim4d.world.knobs import STANDARD, Knobs
@@ -37,17 +36,6 @@ class Hits:
     u: Float32  # (P,) barycentric weight of the triangle's second corner
     v: Float32  # (P,) of its third
     owner: NDArray[np.int32]  # (P,) index of the actor met, -1 for the still world and the sky
-
-
-def _caster(vertices: Float32) -> Any:
-    try:
-        from embreex.mesh_construction import TriangleMesh
-        from embreex.rtcore_scene import EmbreeScene
-    except ImportError as e:
-        raise UserError(f"the synthetic world needs embreex ({e}): pip install 'mim4d[world]'") from None
-    scene = EmbreeScene()
-    TriangleMesh(scene, np.ascontiguousarray(vertices, np.float32))
-    return scene
 
 
 @dataclass(frozen=True)
@@ -105,7 +93,7 @@ class Scene:
         self.rest_actor = np.repeat(np.arange(len(self.moving)), [len(self.actors[i].mesh) for i in self.moving])
         self.mesh = join([self.still, self.rest])  # all triangles; the looks of a face never change
         self.rest_normals = self.mesh.normals
-        self.static = _caster(self.still.vertices)
+        self.static = make_caster(self.still.vertices)
         self.ground = Ground(self.roads, tuple(way.min(0) - PAINT_WITHIN), tuple(way.max(0) + PAINT_WITHIN))
         self._weather(rng(3))
 
@@ -116,9 +104,7 @@ class Scene:
         height = math.radians(rng.uniform(36, 60))
         (rise, flat), (sin, cos) = exact.sincos(height), exact.sincos(float(azimuth))
         self.sun = np.array([flat * cos, flat * sin, rise])  # unit, towards it
-        self.sun_plane = np.array([[-sin, cos, 0.0], [-rise * cos, -rise * sin, flat]], np.float32)  # axes across it
         size = np.array([self.actors[i].size for i in self.moving]).reshape(-1, 3)
-        self.radius = (exact.norm(size) / 2 + 0.2).astype(np.float32)  # of balls around moving actors
         # From the middle of a moving actor to the end of its box or of its shadow, seen from above.
         self.shadow_reach = exact.norm(size[:, :2]) / 2 + size[:, 2] / exact.tan(height)
         self.haze = float(rng.uniform(350, 700))  # metres over which the air takes away all but 1/e
@@ -191,10 +177,7 @@ class Moment:
         sin, cos = (x.astype(np.float32)[actor] for x in exact.sincos(yaw))
         place = (centre - scene.origin).astype(np.float32)[actor, None]  # (F', 1, 3)
         vertices = _turn(scene.rest.vertices[self._faces], cos[:, None], sin[:, None]) + place
-        self._dynamic = _caster(vertices) if len(vertices) else None
-        # A ball around every actor that is present: most rays pass all of them by and need no second cast.
-        self._middle = (centre - scene.origin).astype(np.float32)[present]  # (A, 3)
-        self._radius = scene.radius[present]  # (A,)
+        self._dynamic = make_caster(vertices) if len(vertices) else None
         self.normals = scene.rest_normals.copy()
         self.normals[len(scene.still) + self._faces] = _turn(
             scene.rest_normals[len(scene.still) + self._faces], cos, sin
@@ -205,53 +188,26 @@ class Moment:
         scene = self.scene
         d = np.ascontiguousarray(directions, np.float32)
         start = (np.asarray(origins, np.float64) - scene.origin).astype(np.float32)
-        o = np.ascontiguousarray(np.broadcast_to(start, d.shape))
-        hit = scene.static.run(o, d, output=1)
-        distance, face, u, v = hit["tfar"], hit["primID"].astype(np.int32), hit["u"], hit["v"]
+        distance, face = np.full(len(d), np.inf, np.float32), np.full(len(d), -1, np.int32)
+        u, v = np.zeros(len(d), np.float32), np.zeros(len(d), np.float32)
+        scene.static.nearest(start, d, distance, face, u, v)
         if self._dynamic is not None:
-            near = self._toward_actors(start, d) if start.ndim == 1 else np.arange(len(d))
-            hit = self._dynamic.run(o[near], d[near], output=1)
-            prim, reach = hit["primID"], hit["tfar"]
-            closer = (prim >= 0) & ((reach < distance[near]) | (face[near] < 0))
-            at = near[closer]
-            distance[at], u[at], v[at] = reach[closer], hit["u"][closer], hit["v"][closer]
-            face[at] = len(scene.still) + self._faces[prim[closer]]
-        missed = face < 0
-        distance[missed] = np.inf
+            moving = np.full(len(d), -1, np.int32)
+            self._dynamic.nearest(start, d, distance, moving, u, v)
+            at = np.flatnonzero(moving >= 0)
+            face[at] = len(scene.still) + self._faces[moving[at]]
         owner = scene.mesh.owner[face]
-        owner[missed] = -1
+        owner[face < 0] = -1
         return Hits(distance, face, u, v, owner)
 
     def lit(self, points: Float32) -> NDArray[np.bool_]:
         """Whether the sun reaches points (P, 3) given relative to the scene's ``origin``."""
-        p = np.ascontiguousarray(points, np.float32)
-        d = np.ascontiguousarray(np.broadcast_to(self.scene.sun.astype(np.float32), p.shape))
-        free = self.scene.static.run(p, d, query="OCCLUDED") < 0
+        sun = self.scene.sun.astype(np.float32)
+        free = ~self.scene.static.blocked(points, sun)
         if self._dynamic is not None:
-            near = self._behind_actors(p)
-            free[near] &= self._dynamic.run(p[near], d[near], query="OCCLUDED") < 0
+            at = np.flatnonzero(free)
+            free[at] = ~self._dynamic.blocked(points[at], sun)
         return free
-
-    def _toward_actors(self, start: Float32, directions: Float32) -> NDArray[np.intp]:
-        """Which of the rays (P, 3) from one place meet a ball."""
-        to = self._middle - start
-        distance = np.maximum(exact.norm(to), 1e-6)
-        sine = np.minimum(self._radius / distance, 1.0)
-        cosine = np.where(distance > self._radius, np.sqrt(1.0 - sine * sine), -1.0).astype(np.float32)
-        x, y, z = np.ascontiguousarray(directions.T)
-        near = np.zeros(len(directions), bool)
-        for (ax, ay, az), least in zip((to / distance[:, None]).astype(np.float32), cosine, strict=True):
-            near |= x * ax + y * ay + z * az > least
-        return np.flatnonzero(near)
-
-    def _behind_actors(self, points: Float32) -> NDArray[np.intp]:
-        """Which points (P, 3) see the sun through a ball: |q - c| < r in the plane that the sun looks down on."""
-        x, y = (exact.dot(points, axis) for axis in self.scene.sun_plane)  # (P,)
-        near = np.zeros(len(points), bool)
-        for (cx, cy), radius in zip(exact.apply(self.scene.sun_plane, self._middle), self._radius, strict=True):
-            dx, dy = x - cx, y - cy
-            near |= dx * dx + dy * dy < radius * radius
-        return np.flatnonzero(near)
 
 
 def _turn(v: Float32, cos: Float32, sin: Float32) -> Float32:
