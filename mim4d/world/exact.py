@@ -36,7 +36,7 @@ def _split(value: Fraction, *bits: int) -> list[float]:
     """The value as a sum of floats: heads that end so many bits after the point, and the rest."""
     parts = []
     for b in bits:
-        head = Fraction(math.floor(value * 2**b), 2**b)
+        head = Fraction(math.floor(value * (1 << b)), 1 << b)
         parts.append(float(head))
         value -= head
     return [*parts, float(value)]
@@ -59,10 +59,11 @@ RIGHT_ANGLE, STRAIGHT_ANGLE = _split(PI / 2, 52), _split(PI, 51)
 ANGLES = [_split(_arctangent(Fraction(k, 8)), 52) for k in range(9)]  # of k / 8
 HEADS, RESTS = (np.array(column) for column in zip(*ANGLES, strict=True))
 # Coefficients from the highest power down.
-SINE = [(-1) ** n / math.factorial(2 * n + 1) for n in range(8, 0, -1)]  # x^17 ... x^3
-COSINE = [(-1) ** n / math.factorial(2 * n) for n in range(9, 1, -1)]  # x^18 ... x^4
+SIGN = (1, -1)
+SINE = [SIGN[n % 2] / math.factorial(2 * n + 1) for n in range(8, 0, -1)]  # x^17 ... x^3
+COSINE = [SIGN[n % 2] / math.factorial(2 * n) for n in range(9, 1, -1)]  # x^18 ... x^4
 EXPONENTIAL = [1 / math.factorial(n) for n in range(14, 1, -1)]  # x^14 ... x^2
-ARCTANGENT = [(-1) ** n / (2 * n + 1) for n in range(7, 0, -1)]  # x^15 ... x^3
+ARCTANGENT = [SIGN[n % 2] / (2 * n + 1) for n in range(7, 0, -1)]  # x^15 ... x^3
 LOGARITHM = [2 / (2 * n + 1) for n in range(11, 0, -1)]  # x^23 ... x^3 of log((1 + x) / (1 - x))
 
 # The kernels are written once for arrays and for plain floats, which are ten times quicker one by one. What plain
