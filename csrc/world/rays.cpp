@@ -12,6 +12,7 @@
 #include <limits>
 #include <new>
 #include <numeric>
+#include <utility>
 #include <vector>
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -24,7 +25,7 @@ using Mask4 = int32_t __attribute__((vector_size(16)));
 using Point = std::array<float, 3>;
 
 constexpr int kWidth = 4;        // children of a node
-constexpr int kLeaf = 2;         // triangles in a leaf, at most, where a cut is possible
+constexpr int kLeaf = 3;         // triangles in a leaf, at most, where a cut is possible
 constexpr int kBins = 12;        // places tried for a cut, per axis
 constexpr int kStack = 256;      // three entries per level: deeper than any tree that `split` makes of 2^31 triangles
 constexpr float kPad = 1e-3f;    // metres around every box; the errors of `meet` are a million times smaller
@@ -159,12 +160,15 @@ class Tree {
         out.ac[c] = static_cast<double>(p[6 + c]) - p[c];
       }
     }
-    order_ = {}, boxes_ = {}, middles_ = {};
+    std::vector<int32_t>().swap(order_), std::vector<Box>().swap(boxes_), std::vector<Point>().swap(middles_);
   }
 
-  // Improves `best`. With `any` the first triangle met will do.
-  bool cast(const Ray& ray, Hit& best, bool any) const {
+  // Improves `best`. With `any` the first triangle met will do. `guess` is where the ray before met something, or -1:
+  // the next one often meets the same, and then most of the tree is too far away to look at.
+  bool cast(const Ray& ray, Hit& best, bool any, int32_t& guess) const {
     if (nodes_.empty()) return false;
+    bool met = guess >= 0 && meet(ray, triangles_[guess], best);
+    if (met && any) return true;
     struct Entry {
       int32_t first, count;
       float t;
@@ -172,12 +176,12 @@ class Tree {
     std::array<Entry, kStack> stack;
     int size = 0;
     stack[size++] = {0, 0, 0.0f};
-    bool met = false;
     while (size > 0) {
       const Entry entry = stack[--size];
       if (!(entry.t <= best.t)) continue;
       if (entry.count > 0) {
-        for (int32_t i = entry.first; i < entry.first + entry.count; ++i) met |= meet(ray, triangles_[i], best);
+        for (int32_t i = entry.first; i < entry.first + entry.count; ++i)
+          if (meet(ray, triangles_[i], best)) met = true, guess = i;
         if (met && any) return true;
         continue;
       }
@@ -195,10 +199,10 @@ class Tree {
       const unsigned open = bits(in <= out * (1 + kSlack));
       for (int k = 0; k < kWidth; ++k) {
         if (!(open >> k & 1)) continue;
-        const Entry child{node.first[k], node.count[k], in[k]};
-        int at = size++;
-        for (; at > base && stack[at - 1].t < child.t; --at) stack[at] = stack[at - 1];  // the nearest on top
-        stack[at] = child;
+        stack[size] = {node.first[k], node.count[k], in[k]};
+        // The nearest on top.
+        if (size > base && stack[size - 1].t < in[k]) std::swap(stack[size - 1], stack[size]);
+        ++size;
       }
     }
     return met;
@@ -309,10 +313,11 @@ MIM4D_API void mim4d_rays_fell(void* tree) { delete static_cast<Tree*>(tree); }
 // Writes what lies nearer than `distance` (n,) into distance, face, u, v (n,) and leaves the rest as it is.
 MIM4D_API void mim4d_rays_cast(const void* tree, const float* origins, int64_t origin_stride, const float* directions,
                                int64_t n, float* distance, int32_t* face, float* u, float* v) {
+  int32_t guess = -1;
   for (int64_t i = 0; i < n; ++i) {
     Hit best{distance[i], 0, 0, -1};
-    if (!static_cast<const Tree*>(tree)->cast(Ray(origins + i * origin_stride, directions + 3 * i), best, false))
-      continue;
+    const Ray ray(origins + i * origin_stride, directions + 3 * i);
+    if (!static_cast<const Tree*>(tree)->cast(ray, best, false, guess)) continue;
     distance[i] = static_cast<float>(best.t), face[i] = best.number, u[i] = best.u, v[i] = best.v;
   }
 }
@@ -320,10 +325,11 @@ MIM4D_API void mim4d_rays_cast(const void* tree, const float* origins, int64_t o
 // Sets blocked (n,) to 1 where a ray from `origins` (n, 3) meets anything.
 MIM4D_API void mim4d_rays_block(const void* tree, const float* origins, const float* directions,
                                 int64_t direction_stride, int64_t n, uint8_t* blocked) {
+  int32_t guess = -1;
   for (int64_t i = 0; i < n; ++i) {
     if (blocked[i]) continue;
     Hit best{std::numeric_limits<double>::infinity(), 0, 0, -1};
     const Ray ray(origins + 3 * i, directions + i * direction_stride);
-    blocked[i] = static_cast<const Tree*>(tree)->cast(ray, best, true);
+    blocked[i] = static_cast<const Tree*>(tree)->cast(ray, best, true, guess);
   }
 }
