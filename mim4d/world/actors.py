@@ -117,7 +117,7 @@ class Placer:
         """Adds the actor unless something is in its way or it never comes near. True when it was added."""
         spec, rng = KINDS[kind], self.rng
         w, l, h = (
-            float(s * np.clip(1 + spec.spread * rng.standard_normal(), 1 - 2 * spec.spread, 1 + 2 * spec.spread))
+            float(s * np.clip(1 + spec.spread * exact.normal(rng), 1 - 2 * spec.spread, 1 + 2 * spec.spread))
             for s in spec.size
         )
         bare = Actor(kind, (w, l, h), NOTHING, route, position, yaw, attribute)
@@ -188,7 +188,7 @@ def _parked(placer: Placer, wanted: int, kinds: list[str]) -> None:
             v = float(rng.uniform(roads.half_main + 11, roads.reach - 5)) * (1 if rng.random() < 0.5 else -1)
             uv, turn = (c + sign * (roads.half_cross - PARKING / 2), v), sign * math.pi / 2
         kind = kinds[int(rng.integers(len(kinds)))]
-        wanted -= placer.stand(kind, uv, turn + float(0.02 * rng.standard_normal()), 0.0, "vehicle.parked")
+        wanted -= placer.stand(kind, uv, turn + 0.02 * float(exact.normal(rng)), 0.0, "vehicle.parked")
 
 
 def _walkers(placer: Placer, wanted: int, seconds: float) -> None:
@@ -231,7 +231,7 @@ def _works(placer: Placer) -> None:
             continue
         v = side * (roads.half_main + 1.6)
         if not placer.stand(
-            "construction_vehicle", (u, v), float(0.1 * rng.standard_normal()), KERB_HEIGHT, "vehicle.stopped"
+            "construction_vehicle", (u, v), 0.1 * float(exact.normal(rng)), KERB_HEIGHT, "vehicle.stopped"
         ):
             continue
         for du in (-9.3, -6.2, -3.1, 0.0, 3.1, 6.2, 9.3):

@@ -300,3 +300,8 @@ def waves(re: Floats, im: Floats) -> Floats:
     """The real part of the inverse discrete Fourier transform (times n^2) of re + i im, (n, n), n a power of two."""
     re, im = _transform(*(np.asarray(x, np.float64) for x in (re, im)))
     return _transform(re.T, im.T)[0].T
+
+
+def normal(rng: np.random.Generator, shape: int | tuple[int, ...] | None = None) -> Any:
+    """Normally distributed float64, cut off at +-3.5: beyond 3.65 numpy asks the C library's logarithm."""
+    return np.clip(rng.standard_normal(shape), -3.5, 3.5)

@@ -247,7 +247,7 @@ def blob(
 ) -> Mesh:
     """A lumpy ellipsoid about the origin, 80 triangles: a sphere whose corners are pushed in and out at random."""
     points, faces = _sphere()
-    push = 1 + rough * rng.standard_normal((len(points), 1)).clip(-1.5, 1.5)
+    push = 1 + rough * exact.normal(rng, (len(points), 1)).clip(-1.5, 1.5)
     tri = (points * push * np.asarray(radius, np.float64))[faces].astype(np.float32)  # (80, 3, 3)
     uv = (np.stack([tri[..., 0] + 0.6 * tri[..., 1], tri[..., 2] + 0.4 * tri[..., 1]], -1) / 2.5).astype(np.float32)
     n = len(tri)

@@ -99,7 +99,7 @@ def pixel_rays(intrinsics: Array, width: int, height: int, shift: tuple[float, f
 
 def _tilt(rng: np.random.Generator, degrees: float) -> Array:
     """A small random rotation."""
-    v = math.radians(degrees) * rng.standard_normal(3).clip(-2, 2)
+    v = math.radians(degrees) * exact.normal(rng, 3).clip(-2, 2)
     angle = float(exact.norm(v))
     k = v / max(angle, 1e-12)
     m = np.array([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]])
@@ -112,17 +112,17 @@ def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> Rig:
     height, width = image_size
     cameras = {}
     for channel, (heading, focal, place) in CAMERAS.items():
-        f = focal * width * (1 + 0.004 * rng.standard_normal())
+        f = focal * width * (1 + 0.004 * exact.normal(rng))
         k = np.array(
             [
-                [f, 0, width * (0.5 + 0.008 * rng.standard_normal())],
-                [0, f, height * (0.54 + 0.008 * rng.standard_normal())],
+                [f, 0, width * (0.5 + 0.008 * exact.normal(rng))],
+                [0, f, height * (0.54 + 0.008 * exact.normal(rng))],
                 [0, 0, 1],
             ]
         )
         rotation = exact.compose(exact.compose(yaw_matrix(math.radians(heading)), OPTICAL), _tilt(rng, 0.4))
-        pose = rigid(rotation, np.array(place) + 0.01 * rng.standard_normal(3).clip(-2, 2))
-        gain = 0.8 * float(1 + 0.03 * rng.standard_normal())
+        pose = rigid(rotation, np.array(place) + 0.01 * exact.normal(rng, 3).clip(-2, 2))
+        gain = 0.8 * float(1 + 0.03 * exact.normal(rng))
         rays = pixel_rays(k, width, height)
         fine = np.stack([pixel_rays(k, width, height, place) for place in FINE])
         cameras[channel] = Camera(channel, width, height, k, pose, gain, firing_offset(heading), rays, fine)
@@ -201,7 +201,7 @@ def sweep(scene: Scene, lidar: Lidar, t: float, rng: np.random.Generator) -> tup
     origin, d = _world_rays(scene, t, lidar.ego_from_lidar, lidar.rays)
     moment = scene.at(t)
     hits = moment.cast(origin, d)
-    noise = (RANGE_NOISE * rng.standard_normal(len(d))).astype(np.float32)
+    noise = (RANGE_NOISE * exact.normal(rng, len(d))).astype(np.float32)
     luck = rng.random(len(d), dtype=np.float32)
     kept = np.flatnonzero((hits.distance > LIDAR_NEAR) & (hits.distance < LIDAR_FAR))
     face, r = hits.face[kept], hits.distance[kept]

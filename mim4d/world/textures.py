@@ -66,7 +66,7 @@ def tileable_noise(rng: np.random.Generator, size: int, slope: float) -> Array:
 
     ``size`` is a power of two.
     """
-    re, im = rng.standard_normal((2, size, size)) * _amplitudes(size, slope)
+    re, im = exact.normal(rng, (2, size, size)) * _amplitudes(size, slope)
     out = exact.waves(re, im)
     return (out / out.std()).astype(np.float32)
 
@@ -112,7 +112,7 @@ class Painter:
         """Gives every cell of a grid its own brightness."""
         row = np.floor(self.y * ny).astype(int)
         column = np.floor(self.x * nx + stagger * row).astype(int) % nx
-        value = 1.0 + amount * self.rng.standard_normal((ny, nx)).astype(np.float32)
+        value = 1.0 + amount * exact.normal(self.rng, (ny, nx)).astype(np.float32)
         self.tile[..., :3] *= np.clip(value, 0.4, 1.8)[row, column][..., None]
         return self
 
