@@ -41,10 +41,13 @@ class Caster(Protocol):
 
 @functools.cache
 def _library() -> Any:
-    """The native functions, or None."""
+    """The native functions; None where they are not built. UserError where they do not load."""
     if not LIBRARY.exists():
         return None
-    library = ctypes.CDLL(str(LIBRARY))
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as e:
+        raise UserError(f"{LIBRARY} cannot be loaded ({e}); build mim4d's native libraries again: make setup") from None
     array = functools.partial(np.ctypeslib.ndpointer, flags="C_CONTIGUOUS")
     floats, ints, flags = array(np.float32), array(np.int32), array(np.uint8)
     tree, number = ctypes.c_void_p, ctypes.c_int64

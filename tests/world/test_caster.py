@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +179,13 @@ def test_without_both_there_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -
         UserError, match=r"needs mim4d's native library world_rays.so \(not built\) or embreex .*pip inst"
     ):
         caster.make_caster(np.zeros((1, 3, 3), np.float32))
+
+
+def test_a_broken_library_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "world_rays.so").write_bytes(b"no library")
+    monkeypatch.setattr(caster, "LIBRARY", tmp_path / "world_rays.so")
+    with pytest.raises(UserError, match=r"world_rays.so cannot be loaded \(.*make setup"):
+        caster._library.__wrapped__()
 
 
 @pytest.fixture(scope="module")
