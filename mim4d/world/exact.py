@@ -63,6 +63,7 @@ SIGN = (1, -1)
 SINE = [SIGN[n % 2] / math.factorial(2 * n + 1) for n in range(8, 0, -1)]  # x^17 ... x^3
 COSINE = [SIGN[n % 2] / math.factorial(2 * n) for n in range(9, 1, -1)]  # x^18 ... x^4
 EXPONENTIAL = [1 / math.factorial(n) for n in range(14, 1, -1)]  # x^14 ... x^2
+EXPONENTIAL_SINGLE = EXPONENTIAL[-7:]  # x^8 ... x^2
 ARCTANGENT = [SIGN[n % 2] / (2 * n + 1) for n in range(7, 0, -1)]  # x^15 ... x^3
 LOGARITHM = [2 / (2 * n + 1) for n in range(11, 0, -1)]  # x^23 ... x^3 of log((1 + x) / (1 - x))
 
@@ -167,11 +168,33 @@ def _atan2(y: Any, x: Any, o: SimpleNamespace) -> tuple[Any]:
     return (o.where(o.signbit(y), -angle, angle),)
 
 
-def _exp(x: Any, o: SimpleNamespace, log: list[float] = LOG, series: list[float] = EXPONENTIAL) -> tuple[Any]:
+def _exp(x: Any, o: SimpleNamespace) -> tuple[Any]:
     x = o.minimum(o.maximum(x, -800.0), 800.0)
     doublings = o.floor(x * ONE_OVER_LOG_2 + 0.5)
-    r = (x - doublings * log[0]) - doublings * log[1]
-    return (o.ldexp(1.0 + (r + r * r * _polynomial(r, series)), o.whole(doublings)),)
+    r = (x - doublings * LOG[0]) - doublings * LOG[1]
+    return (o.ldexp(1.0 + (r + r * r * _polynomial(r, EXPONENTIAL)), o.whole(doublings)),)
+
+
+def _exp_single(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same in float32 and in place: millions of pixels ask for it."""
+    r = np.maximum(x, np.float32(-110))
+    np.minimum(r, np.float32(90), out=r)
+    doublings = r * np.float32(ONE_OVER_LOG_2)
+    doublings += np.float32(0.5)
+    np.floor(doublings, out=doublings)
+    part = doublings * np.float32(LOG_SINGLE[0])
+    r -= part
+    np.multiply(doublings, np.float32(LOG_SINGLE[1]), out=part)
+    r -= part
+    np.multiply(r, np.float32(EXPONENTIAL_SINGLE[0]), out=part)
+    for c in EXPONENTIAL_SINGLE[1:]:
+        part += np.float32(c)
+        part *= r
+    part *= r
+    part += r
+    part += np.float32(1)
+    np.fmin(doublings, np.float32(200), out=doublings)  # NaN is no whole number
+    return np.ldexp(part, doublings.astype(np.int32), out=part)
 
 
 def _log(x: Any, o: SimpleNamespace) -> tuple[Any]:
@@ -222,9 +245,9 @@ def acos(x: V) -> V:
 
 
 def exp(x: V) -> V:
-    """Arrays of float32 stay in float32: pixels ask for it."""
+    """Arrays of float32 stay in float32."""
     if isinstance(x, np.ndarray) and x.dtype == np.float32:
-        return _exp(np.atleast_1d(x), ARRAYS, LOG_SINGLE, EXPONENTIAL[-7:])[0].reshape(x.shape)
+        return _exp_single(np.atleast_1d(x)).reshape(x.shape)  # type: ignore[return-value]
     return _run(_exp, x)[0]
 
 
