@@ -34,10 +34,10 @@ class Speed:
     omega: float = 1.0
 
     def length(self, t: float | Array) -> float | Array:
-        return self.v0 * t + self.swing / self.omega * (1.0 - exact.cos(self.omega * np.asarray(t, np.float64)))
+        return self.v0 * t + self.swing / self.omega * (1.0 - exact.cos(self.omega * t))
 
     def at(self, t: float | Array) -> float | Array:
-        return self.v0 + self.swing * exact.sin(self.omega * np.asarray(t, np.float64))
+        return self.v0 + self.swing * exact.sin(self.omega * t)
 
 
 @dataclass(frozen=True)
