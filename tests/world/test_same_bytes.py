@@ -124,7 +124,8 @@ def _inexact(tree: ast.AST) -> list[str]:
     return found
 
 
-FILES = sorted(Path(mim4d.world.__file__).parent.rglob("*.py"))
+READERS = {"gallery", "leakage", "statistics"}  # what looks at finished worlds and writes nothing into them
+FILES = sorted(p for p in Path(mim4d.world.__file__).parent.rglob("*.py") if p.stem not in READERS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
