@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mim4d.world import exact
 from mim4d.world.geometry import KERB_HEIGHT, Path, boxes_overlap, street_path, yaw_matrix
 from mim4d.world.mesh import NOTHING, Mesh
 from mim4d.world.models import KINDS
@@ -33,10 +34,10 @@ class Speed:
     omega: float = 1.0
 
     def length(self, t: float | Array) -> float | Array:
-        return self.v0 * t + self.swing / self.omega * (1.0 - np.cos(self.omega * np.asarray(t)))
+        return self.v0 * t + self.swing / self.omega * (1.0 - exact.cos(self.omega * t))
 
     def at(self, t: float | Array) -> float | Array:
-        return self.v0 + self.swing * np.sin(self.omega * np.asarray(t))
+        return self.v0 + self.swing * exact.sin(self.omega * t)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Actor:
         if self.route is None:
             return np.zeros(2)
         _, yaw = self.pose(t)
-        return float(self.route.speed.at(t)) * np.array([math.cos(yaw), math.sin(yaw)])
+        sin, cos = exact.sincos(float(yaw))
+        return float(self.route.speed.at(t)) * np.array([cos, sin])
 
     def rotation(self, t: float) -> Array:
         return yaw_matrix(float(self.pose(t)[1]))
@@ -97,7 +99,8 @@ class Placer:
         self.times = np.arange(-0.2, seconds + 0.2 + STEP, STEP)
         xyz, yaw = ego.pose(self.times)
         self.ego_xy = xyz[:, :2]
-        middle = xyz[:, :2] + EGO_CENTRE * np.stack([np.cos(yaw), np.sin(yaw)], -1)
+        sin, cos = exact.sincos(yaw)
+        middle = xyz[:, :2] + EGO_CENTRE * np.stack([cos, sin], -1)
         # A little more room around the ego: a bumper in the lens shows nothing else.
         self._centres, self._yaws = [middle], [yaw]
         self._halves = [np.array(EGO_HALF) + 0.6]
@@ -114,13 +117,13 @@ class Placer:
         """Adds the actor unless something is in its way or it never comes near. True when it was added."""
         spec, rng = KINDS[kind], self.rng
         w, l, h = (
-            float(s * np.clip(1 + spec.spread * rng.standard_normal(), 1 - 2 * spec.spread, 1 + 2 * spec.spread))
+            float(s * np.clip(1 + spec.spread * exact.normal(rng), 1 - 2 * spec.spread, 1 + 2 * spec.spread))
             for s in spec.size
         )
         bare = Actor(kind, (w, l, h), NOTHING, route, position, yaw, attribute)
         centre, heading = bare.pose(self.times)
         half = np.array([l / 2 + MARGIN, w / 2 + MARGIN])
-        distance = np.linalg.norm(centre[:, :2] - self.ego_xy, axis=1).min()
+        distance = exact.norm(centre[:, :2] - self.ego_xy).min()
         if distance > NEVER_NEAR or (l > LARGE and distance < l / 2 + LARGE_GAP):
             return False
         hit = boxes_overlap(
@@ -164,7 +167,7 @@ def _traffic(placer: Placer, wanted: int, kinds: list[str], seconds: float) -> N
         speed = speeds.setdefault((main, t), Speed(float(rng.uniform(4.0, 9.0) if main else rng.uniform(3.0, 6.0))))
         path = street_path(roads.bend, ends)
         near = path.points[:, :2] - placer.ego_xy.mean(0)
-        s = float(path.s[np.hypot(*near.T).argmin()] + rng.uniform(-55, 55) - speed.v0 * seconds / 2)
+        s = float(path.s[exact.norm(near).argmin()] + rng.uniform(-55, 55) - speed.v0 * seconds / 2)
         attribute = "cycle.with_rider" if kind in ("motorcycle", "bicycle") else "vehicle.moving"
         wanted -= placer.make(kind, attribute, Route(path, s, speed))
 
@@ -185,7 +188,7 @@ def _parked(placer: Placer, wanted: int, kinds: list[str]) -> None:
             v = float(rng.uniform(roads.half_main + 11, roads.reach - 5)) * (1 if rng.random() < 0.5 else -1)
             uv, turn = (c + sign * (roads.half_cross - PARKING / 2), v), sign * math.pi / 2
         kind = kinds[int(rng.integers(len(kinds)))]
-        wanted -= placer.stand(kind, uv, turn + float(rng.normal(0, 0.02)), 0.0, "vehicle.parked")
+        wanted -= placer.stand(kind, uv, turn + 0.02 * float(exact.normal(rng)), 0.0, "vehicle.parked")
 
 
 def _walkers(placer: Placer, wanted: int, seconds: float) -> None:
@@ -227,7 +230,9 @@ def _works(placer: Placer) -> None:
         if any(abs(u - c) < roads.half_cross + 16 for c in roads.crossings_u):
             continue
         v = side * (roads.half_main + 1.6)
-        if not placer.stand("construction_vehicle", (u, v), float(rng.normal(0, 0.1)), KERB_HEIGHT, "vehicle.stopped"):
+        if not placer.stand(
+            "construction_vehicle", (u, v), 0.1 * float(exact.normal(rng)), KERB_HEIGHT, "vehicle.stopped"
+        ):
             continue
         for du in (-9.3, -6.2, -3.1, 0.0, 3.1, 6.2, 9.3):
             placer.stand("barrier", (u + du, side * (roads.half_main - 0.5)), math.pi / 2, 0.0, "")

@@ -15,6 +15,7 @@ of the result, over 40 000 arguments each: sin and cos 0.83 within +-10^6, tan 1
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -35,7 +36,7 @@ def _split(value: Fraction, *bits: int) -> list[float]:
     """The value as a sum of floats: heads that end so many bits after the point, and the rest."""
     parts = []
     for b in bits:
-        head = Fraction(math.floor(value * 2**b), 2**b)
+        head = Fraction(math.floor(value * (1 << b)), 1 << b)
         parts.append(float(head))
         value -= head
     return [*parts, float(value)]
@@ -58,10 +59,12 @@ RIGHT_ANGLE, STRAIGHT_ANGLE = _split(PI / 2, 52), _split(PI, 51)
 ANGLES = [_split(_arctangent(Fraction(k, 8)), 52) for k in range(9)]  # of k / 8
 HEADS, RESTS = (np.array(column) for column in zip(*ANGLES, strict=True))
 # Coefficients from the highest power down.
-SINE = [(-1) ** n / math.factorial(2 * n + 1) for n in range(8, 0, -1)]  # x^17 ... x^3
-COSINE = [(-1) ** n / math.factorial(2 * n) for n in range(9, 1, -1)]  # x^18 ... x^4
+SIGN = (1, -1)
+SINE = [SIGN[n % 2] / math.factorial(2 * n + 1) for n in range(8, 0, -1)]  # x^17 ... x^3
+COSINE = [SIGN[n % 2] / math.factorial(2 * n) for n in range(9, 1, -1)]  # x^18 ... x^4
 EXPONENTIAL = [1 / math.factorial(n) for n in range(14, 1, -1)]  # x^14 ... x^2
-ARCTANGENT = [(-1) ** n / (2 * n + 1) for n in range(7, 0, -1)]  # x^15 ... x^3
+EXPONENTIAL_SINGLE = EXPONENTIAL[-7:]  # x^8 ... x^2
+ARCTANGENT = [SIGN[n % 2] / (2 * n + 1) for n in range(7, 0, -1)]  # x^15 ... x^3
 LOGARITHM = [2 / (2 * n + 1) for n in range(11, 0, -1)]  # x^23 ... x^3 of log((1 + x) / (1 - x))
 
 # The kernels are written once for arrays and for plain floats, which are ten times quicker one by one. What plain
@@ -90,10 +93,12 @@ PLAIN = SimpleNamespace(
     whole=int,
     angle=ANGLES.__getitem__,
 )
+FEW = 12  # so many numbers are quicker one by one
 
 
 def _run(kernel: Callable[..., Any], *inputs: Any) -> Any:
     """Calls kernel(*inputs, ARRAYS or PLAIN), which returns a tuple, and gives the results the type of the inputs."""
+    inputs = tuple(x[()] if isinstance(x, np.ndarray) and x.ndim == 0 else x for x in inputs)
     if all(isinstance(x, (float, int)) for x in inputs):  # numpy's float64 is a float
         kind = np.float64 if any(isinstance(x, np.float64) for x in inputs) else float
         try:
@@ -101,9 +106,17 @@ def _run(kernel: Callable[..., Any], *inputs: Any) -> Any:
         except (ArithmeticError, ValueError):
             return tuple(kind(out[0]) for out in kernel(*(np.array([float(x)]) for x in inputs), ARRAYS))
     dtype = np.float32 if np.result_type(*inputs) == np.float32 else np.float64
-    wide = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in inputs))
+    wide = [np.asarray(x, np.float64) for x in inputs]
+    if len(wide) > 1:
+        wide = list(np.broadcast_arrays(*wide))
     shape = wide[0].shape
-    outs = kernel(*map(np.atleast_1d, wide), ARRAYS)
+    outs: Any = None
+    if 0 < wide[0].size <= FEW:
+        with contextlib.suppress(ArithmeticError, ValueError):
+            rows = [kernel(*x, PLAIN) for x in zip(*(w.ravel().tolist() for w in wide), strict=True)]
+            outs = [np.array(out) for out in zip(*rows, strict=True)]
+    if outs is None:
+        outs = kernel(*map(np.atleast_1d, wide), ARRAYS)
     return tuple(out.astype(dtype, copy=False).reshape(shape)[() if shape == () else ...] for out in outs)
 
 
@@ -155,11 +168,33 @@ def _atan2(y: Any, x: Any, o: SimpleNamespace) -> tuple[Any]:
     return (o.where(o.signbit(y), -angle, angle),)
 
 
-def _exp(x: Any, o: SimpleNamespace, log: list[float] = LOG, series: list[float] = EXPONENTIAL) -> tuple[Any]:
+def _exp(x: Any, o: SimpleNamespace) -> tuple[Any]:
     x = o.minimum(o.maximum(x, -800.0), 800.0)
     doublings = o.floor(x * ONE_OVER_LOG_2 + 0.5)
-    r = (x - doublings * log[0]) - doublings * log[1]
-    return (o.ldexp(1.0 + (r + r * r * _polynomial(r, series)), o.whole(doublings)),)
+    r = (x - doublings * LOG[0]) - doublings * LOG[1]
+    return (o.ldexp(1.0 + (r + r * r * _polynomial(r, EXPONENTIAL)), o.whole(doublings)),)
+
+
+def _exp_single(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same in float32 and in place: millions of pixels ask for it."""
+    r = np.maximum(x, np.float32(-110))
+    np.minimum(r, np.float32(90), out=r)
+    doublings = r * np.float32(ONE_OVER_LOG_2)
+    doublings += np.float32(0.5)
+    np.floor(doublings, out=doublings)
+    part = doublings * np.float32(LOG_SINGLE[0])
+    r -= part
+    np.multiply(doublings, np.float32(LOG_SINGLE[1]), out=part)
+    r -= part
+    np.multiply(r, np.float32(EXPONENTIAL_SINGLE[0]), out=part)
+    for c in EXPONENTIAL_SINGLE[1:]:
+        part += np.float32(c)
+        part *= r
+    part *= r
+    part += r
+    part += np.float32(1)
+    np.fmin(doublings, np.float32(200), out=doublings)  # NaN is no whole number
+    return np.ldexp(part, doublings.astype(np.int32), out=part)
 
 
 def _log(x: Any, o: SimpleNamespace) -> tuple[Any]:
@@ -176,6 +211,8 @@ def _log(x: Any, o: SimpleNamespace) -> tuple[Any]:
 
 def sincos(x: V) -> tuple[V, V]:
     """Sine and cosine of radians at the price of one. Beyond +-10^6 they lose digits as |x| grows."""
+    if type(x) is float and -1e9 < x < 1e9:  # by far the most calls
+        return _sin_cos(x, PLAIN)
     return _run(_sin_cos, x)
 
 
@@ -210,9 +247,9 @@ def acos(x: V) -> V:
 
 
 def exp(x: V) -> V:
-    """Arrays of float32 stay in float32: pixels ask for it."""
+    """Arrays of float32 stay in float32."""
     if isinstance(x, np.ndarray) and x.dtype == np.float32:
-        return _exp(np.atleast_1d(x), ARRAYS, LOG_SINGLE, EXPONENTIAL[-7:])[0].reshape(x.shape)
+        return _exp_single(np.atleast_1d(x)).reshape(x.shape)  # type: ignore[return-value]
     return _run(_exp, x)[0]
 
 
@@ -245,7 +282,14 @@ def norm(x: Floats, axis: int = -1, keepdims: bool = False) -> Floats:
 def apply(m: Floats, v: Floats) -> Floats:
     """Matrices (..., n, k) times vectors (..., k), the leading axes broadcast -> (..., n)."""
     m, v = np.asarray(m), np.asarray(v)
-    return np.stack([dot(m[..., i, :], v) for i in range(m.shape[-2])], -1)
+    parts = [np.ascontiguousarray(v[..., j]) for j in range(v.shape[-1])]  # long rows are quicker than short ones
+    rows = []
+    for i in range(m.shape[-2]):
+        total = m[..., i, 0] * parts[0]
+        for j in range(1, len(parts)):
+            total = total + m[..., i, j] * parts[j]
+        rows.append(total)
+    return np.stack(rows, -1)
 
 
 def compose(a: Floats, b: Floats) -> Floats:
@@ -255,3 +299,34 @@ def compose(a: Floats, b: Floats) -> Floats:
     for i in range(1, a.shape[-1]):
         total = total + a[..., :, i : i + 1] * b[..., i : i + 1, :]
     return total
+
+
+def _transform(re: Floats, im: Floats) -> tuple[Floats, Floats]:
+    """Sums over k of (re + i im)[k] exp(2 pi i j k / n), j = 0 ... n-1, along the first axis; n a power of two."""
+    n, columns = re.shape
+    order = np.zeros(n, np.intp)
+    half = 1
+    while half < n:  # numbers 0 ... n-1 with their bits reversed
+        order[half : 2 * half] = order[:half] + n // (2 * half)
+        half *= 2
+    re, im = re[order], im[order]
+    half = 1
+    while half < n:
+        sin, cos = (w[:, None] for w in sincos(math.pi * np.arange(half) / half))
+        (a, b), (c, d) = (x.reshape(-1, 2, half, columns).swapaxes(0, 1) for x in (re, im))
+        turned_re, turned_im = b * cos - d * sin, b * sin + d * cos
+        re = np.stack([a + turned_re, a - turned_re], 1).reshape(n, columns)
+        im = np.stack([c + turned_im, c - turned_im], 1).reshape(n, columns)
+        half *= 2
+    return re, im
+
+
+def waves(re: Floats, im: Floats) -> Floats:
+    """The real part of the inverse discrete Fourier transform (times n^2) of re + i im, (n, n), n a power of two."""
+    re, im = _transform(*(np.asarray(x, np.float64) for x in (re, im)))
+    return _transform(re.T, im.T)[0].T
+
+
+def normal(rng: np.random.Generator, shape: int | tuple[int, ...] | None = None) -> Any:
+    """Normally distributed float64, cut off at +-3.5: beyond 3.65 numpy asks the C library's logarithm."""
+    return np.clip(rng.standard_normal(shape), -3.5, 3.5)

@@ -189,7 +189,7 @@ def generate(
 
     out: folder to make. It appears whole, at the end. When it already holds the world of the same arguments nothing is
     done; a folder that holds anything else is refused.
-    seed: of everything random; the same arguments give the same bytes on the same machine.
+    seed: of everything random; the same arguments give the same bytes on any machine (docs/world.md).
     scenes: 2 to 10. The last fifth, at least one, is named from the devkit's split mini_val, the rest from mini_train.
     seconds: length of a scene, 0.5 to 20: key frames at 2 Hz from 0 to ``seconds``, images at 12 Hz per camera, sweeps
     at 20 Hz.

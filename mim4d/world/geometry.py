@@ -9,6 +9,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from mim4d.world import exact
+
 Array = NDArray[np.float64]
 
 KERB_HEIGHT = 0.15  # of a walkway over the road, metres
@@ -37,9 +39,10 @@ class Bend:
         if abs(k) < 1e-9:
             x, y = u, v
         else:
-            x = (1.0 / k - v) * np.sin(k * u)
-            y = 1.0 / k - (1.0 / k - v) * np.cos(k * u)
-        c, s = math.cos(self.heading), math.sin(self.heading)
+            sin, cos = exact.sincos(k * u)
+            x = (1.0 / k - v) * sin
+            y = 1.0 / k - (1.0 / k - v) * cos
+        s, c = exact.sincos(self.heading)
         return np.stack([self.origin[0] + c * x - s * y, self.origin[1] + s * x + c * y], -1)
 
     def yaw(self, u: float | Array) -> float | Array:
@@ -53,8 +56,8 @@ class Path:
     def __init__(self, points: Array) -> None:
         self.points = np.asarray(points, np.float64)  # (P, 3)
         step = np.diff(self.points[:, :2], axis=0)  # (P-1, 2)
-        self.s = np.concatenate([[0.0], np.cumsum(np.hypot(step[:, 0], step[:, 1]))])  # (P,)
-        chord = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
+        self.s = np.concatenate([[0.0], np.cumsum(exact.norm(step))])  # (P,)
+        chord = np.unwrap(exact.atan2(step[:, 1], step[:, 0]))
         # A corner's heading is the mean of its two chords'; along a chord the heading turns evenly.
         yaw = np.concatenate([chord[:1], 0.5 * (chord[1:] + chord[:-1]), chord[-1:]])
         self._table = np.concatenate([self.points, yaw[:, None]], 1)  # (P, 4) x, y, z, yaw
@@ -72,8 +75,10 @@ class Path:
         row = self._table[i] * (1.0 - w) + self._table[i + 1] * w  # (..., 4)
         xyz, yaw = row[..., :3], row[..., 3]
         over = s - inside
-        xyz[..., 0] += over * np.cos(yaw)
-        xyz[..., 1] += over * np.sin(yaw)
+        if np.any(over):
+            sin, cos = exact.sincos(yaw)
+            xyz[..., 0] += over * cos
+            xyz[..., 1] += over * sin
         return xyz, yaw
 
 
@@ -88,24 +93,25 @@ def street_path(
     pts = [np.asarray(c, np.float64) for c in corners]
     poly: list[Array] = [pts[0]]
     for a, b, c in zip(pts, pts[1:], pts[2:], strict=False):
-        din, dout = (b - a) / np.linalg.norm(b - a), (c - b) / np.linalg.norm(c - b)
-        turn = math.atan2(din[0] * dout[1] - din[1] * dout[0], float(din @ dout))
-        cut = radius * math.tan(abs(turn) / 2)
+        din, dout = (b - a) / exact.norm(b - a), (c - b) / exact.norm(c - b)
+        turn = exact.atan2(float(din[0] * dout[1] - din[1] * dout[0]), float(exact.dot(din, dout)))
+        cut = radius * exact.tan(abs(turn) / 2)
         left = np.array([-din[1], din[0]]) * math.copysign(1.0, turn)
         centre = b - din * cut + left * radius
         n = max(2, math.ceil(radius * abs(turn) / PATH_STEP))
-        angle = math.atan2(-left[1], -left[0]) + np.linspace(0.0, turn, n + 1)
-        poly.extend(centre + radius * np.stack([np.cos(angle), np.sin(angle)], -1))
+        angle = exact.atan2(float(-left[1]), float(-left[0])) + np.linspace(0.0, turn, n + 1)
+        sin, cos = exact.sincos(angle)
+        poly.extend(centre + radius * np.stack([cos, sin], -1))
     poly.append(pts[-1])
     dense = []
     for a, b in pairwise(poly):
-        n = max(1, math.ceil(float(np.linalg.norm(b - a)) / PATH_STEP))
+        n = max(1, math.ceil(float(exact.norm(b - a)) / PATH_STEP))
         dense.append(a + (b - a) * (np.arange(n)[:, None] / n))
     uv = np.concatenate([*dense, poly[-1:]])  # (P, 2)
-    uv = uv[np.concatenate([[True], np.linalg.norm(np.diff(uv, axis=0), axis=1) > 1e-9])]
+    uv = uv[np.concatenate([[True], exact.norm(np.diff(uv, axis=0)) > 1e-9])]
     z = np.zeros(len(uv))
     if kerbs is not None:
-        s = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(uv, axis=0), axis=1))])
+        s = np.concatenate([[0.0], np.cumsum(exact.norm(np.diff(uv, axis=0)))])
         z += KERB_HEIGHT
         for lo, hi in kerbs:
             z -= KERB_HEIGHT * np.clip(np.minimum(s - lo, hi - s) / RAMP + 1.0, 0.0, 1.0)
@@ -114,7 +120,7 @@ def street_path(
 
 def yaw_matrix(yaw: float) -> Array:
     """Heading -> rotation (3, 3) about z."""
-    c, s = math.cos(yaw), math.sin(yaw)
+    s, c = exact.sincos(yaw)
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
@@ -142,7 +148,7 @@ def quaternion(rotation: Array) -> list[float]:
     rows = [[squares[0], a, b, c], [a, squares[1], d, e], [b, d, squares[2], f], [c, e, f, squares[3]]]
     q = np.array(rows[i]) / (2.0 * math.sqrt(squares[i]))
     q = q if q[0] >= 0 else -q
-    return [float(x) for x in q / np.linalg.norm(q)]
+    return [float(x) for x in q / exact.norm(q)]
 
 
 def boxes_overlap(
@@ -153,7 +159,7 @@ def boxes_overlap(
     centre (..., 2), yaw (...), half (..., 2) = (half length, half width). True where they overlap.
     """
     delta = centre_b - centre_a
-    ca, sa, cb, sb = np.cos(yaw_a), np.sin(yaw_a), np.cos(yaw_b), np.sin(yaw_b)
+    (sa, ca), (sb, cb) = exact.sincos(yaw_a), exact.sincos(yaw_b)
     cos, sin = np.abs(ca * cb + sa * sb), np.abs(sa * cb - ca * sb)  # of the angle between the two
     along_a = np.abs(delta[..., 0] * ca + delta[..., 1] * sa)
     across_a = np.abs(-delta[..., 0] * sa + delta[..., 1] * ca)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mim4d.world import exact
 from mim4d.world.textures import Material
 
 Array = NDArray[np.float32]
@@ -45,12 +46,11 @@ class Mesh:
     def normals(self) -> Array:
         """(P, 3) unit outward normals."""
         n = np.cross(self.vertices[:, 1] - self.vertices[:, 0], self.vertices[:, 2] - self.vertices[:, 0])
-        return (n / np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+        return (n / np.maximum(exact.norm(n, keepdims=True), 1e-12)).astype(np.float32)
 
     def moved(self, rotation: NDArray[np.floating], translation: Vec, owner: int | None = None) -> Mesh:
-        vertices = (self.vertices @ np.asarray(rotation, np.float32).T + np.asarray(translation, np.float32)).astype(
-            np.float32
-        )
+        turned = exact.apply(np.asarray(rotation, np.float32), self.vertices)
+        vertices = (turned + np.asarray(translation, np.float32)).astype(np.float32)
         return replace(
             self, vertices=vertices, owner=self.owner if owner is None else np.full(len(self), owner, np.int32)
         )
@@ -133,7 +133,11 @@ class Builder:
         n = len(base)
         for i in range(n):
             j = (i + 1) % n
-            across = 1.0 if metres <= 0 else max(1.0, round(math.dist(low[i], low[j]) / metres))
+            across = (
+                1.0
+                if metres <= 0
+                else max(1.0, round(exact.hypot(low[i][0] - low[j][0], low[i][1] - low[j][1]) / metres))
+            )
             self.quad([low[i], low[j], high[j], high[i]], side, tint, (across, up))
         for i in range(1, n - 1):
             corners = [high[0], high[i], high[i + 1]]
@@ -182,8 +186,7 @@ class Builder:
         scale: float = 1.0,
     ) -> None:
         """An upright prism of so many sides."""
-        angle = 2 * math.pi * np.arange(sides) / sides
-        base = np.asarray(xy, np.float64) + radius * np.stack([np.cos(angle), np.sin(angle)], 1)
+        base = np.asarray(xy, np.float64) + radius * _regular(sides)
         self.prism(base, z0, z1, material, material, tint, up=max(1.0, (z1 - z0) / 2), scale=scale)
 
     def add(self, mesh: Mesh, rotation: NDArray[np.floating], place: Vec) -> None:
@@ -204,25 +207,32 @@ class Builder:
 
 
 @functools.cache
+def _regular(sides: int) -> NDArray[np.float64]:
+    """(sides, 2) corners on the unit circle, counter-clockwise."""
+    sin, cos = exact.sincos(2 * math.pi * np.arange(sides) / sides)
+    return np.stack([cos, sin], 1)
+
+
+@functools.cache
 def _sphere() -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """An icosahedron split once: corners (42, 3) on the unit sphere, faces (80, 3), counter-clockwise from outside."""
     g = (1 + math.sqrt(5)) / 2
     corners = [(s, t * g, 0.0) for t in (1, -1) for s in (-1, 1)]
-    points = [np.roll(c, k) / math.hypot(1, g) for k in range(3) for c in corners]
+    points = [np.roll(c, k) / math.sqrt(1 + g * g) for k in range(3) for c in corners]
     # Three corners form a face where they lie at the least distance from each other.
     p = np.array(points)
-    near = np.linalg.norm(p[:, None] - p[None], axis=-1) < 1.1
+    near = exact.norm(p[:, None] - p[None]) < 1.1
     faces = []
     for a, b, c in itertools.combinations(range(12), 3):
         if near[a, b] and near[b, c] and near[a, c]:
-            faces.append((a, b, c) if np.linalg.det(p[[a, b, c]]) > 0 else (a, c, b))
+            faces.append((a, b, c) if exact.dot(p[a], np.cross(p[b], p[c])) > 0 else (a, c, b))
     middle: dict[frozenset[int], int] = {}
 
     def between(i: int, j: int) -> int:
         key = frozenset((i, j))
         if key not in middle:
             middle[key] = len(points)
-            points.append((points[i] + points[j]) / np.linalg.norm(points[i] + points[j]))
+            points.append((points[i] + points[j]) / exact.norm(points[i] + points[j]))
         return middle[key]
 
     split = []
@@ -237,7 +247,7 @@ def blob(
 ) -> Mesh:
     """A lumpy ellipsoid about the origin, 80 triangles: a sphere whose corners are pushed in and out at random."""
     points, faces = _sphere()
-    push = 1 + rough * rng.standard_normal((len(points), 1)).clip(-1.5, 1.5)
+    push = 1 + rough * exact.normal(rng, (len(points), 1)).clip(-1.5, 1.5)
     tri = (points * push * np.asarray(radius, np.float64))[faces].astype(np.float32)  # (80, 3, 3)
     uv = (np.stack([tri[..., 0] + 0.6 * tri[..., 1], tri[..., 2] + 0.4 * tri[..., 1]], -1) / 2.5).astype(np.float32)
     n = len(tri)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mim4d.world import exact
 from mim4d.world.geometry import Bend
 
 Array = NDArray[np.float64]
@@ -88,7 +89,7 @@ class Roads:
 
     def line(self, a: tuple[float, float], b: tuple[float, float]) -> Array:
         """A straight line of street coordinates as a polyline (P, 2) in map coordinates."""
-        n = max(1, math.ceil(math.dist(a, b) / CHORD))
+        n = max(1, math.ceil(exact.hypot(b[0] - a[0], b[1] - a[1]) / CHORD))
         t = np.linspace(0.0, 1.0, n + 1)[:, None]
         return self.bend.point(np.asarray(a) * (1 - t) + np.asarray(b) * t)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mim4d.errors import UserError
+from mim4d.world import exact
 from mim4d.world.actors import Actor, Route, Speed, populate
+from mim4d.world.caster import make_caster
 from mim4d.world.geometry import rigid, street_path, yaw_matrix
 from mim4d.world.ground import Ground
 from mim4d.world.knobs import STANDARD, Knobs
@@ -38,17 +38,6 @@ class Hits:
     owner: NDArray[np.int32]  # (P,) index of the actor met, -1 for the still world and the sky
 
 
-def _caster(vertices: Float32) -> Any:
-    try:
-        from embreex.mesh_construction import TriangleMesh
-        from embreex.rtcore_scene import EmbreeScene
-    except ImportError as e:
-        raise UserError(f"the synthetic world needs embreex ({e}): pip install 'mim4d[world]'") from None
-    scene = EmbreeScene()
-    TriangleMesh(scene, np.ascontiguousarray(vertices, np.float32))
-    return scene
-
-
 @dataclass(frozen=True)
 class View:
     """What a camera can look at: a cone about ``axis`` (2,) from ``place`` (2,), seen from above, map coordinates."""
@@ -60,10 +49,10 @@ class View:
     def meets(self, centre: Array, radius: Array) -> NDArray[np.bool_]:
         """Which of the discs (A, 2), (A,) reach into the cone."""
         to = centre - self.place
-        distance = np.hypot(to[:, 0], to[:, 1])
-        off = np.arccos(np.clip(to @ self.axis / np.maximum(distance, 1e-9), -1.0, 1.0))
+        distance = exact.norm(to)
+        off = exact.acos(np.clip(exact.dot(to, self.axis) / np.maximum(distance, 1e-9), -1.0, 1.0))
         return (distance < radius) | (
-            off < self.half_angle + np.arcsin(np.clip(radius / np.maximum(distance, 1e-9), 0.0, 1.0))
+            off < self.half_angle + exact.asin(np.clip(radius / np.maximum(distance, 1e-9), 0.0, 1.0))
         )
 
 
@@ -95,7 +84,7 @@ class Scene:
         way = self.ego.pose(np.linspace(-0.1, seconds + 0.1, 64))[0][:, :2]  # (64, 2)
         self.origin = np.array([*way.mean(0), 0.0])
         standing = [a for a in self.actors if a.route is None]
-        footprints = [(*a.position[:2], math.hypot(a.size[0], a.size[1]) / 2, a.size[2]) for a in standing]
+        footprints = [(*a.position[:2], exact.hypot(a.size[0], a.size[1]) / 2, a.size[2]) for a in standing]
         town = Town(rng(2), self.roads, self.style, way, np.array(footprints).reshape(-1, 4), self.origin).build()
         self.still = join([town] + [self._placed(i) for i, a in enumerate(self.actors) if a.route is None])
         self.moving = [i for i, a in enumerate(self.actors) if a.route is not None]
@@ -104,7 +93,7 @@ class Scene:
         self.rest_actor = np.repeat(np.arange(len(self.moving)), [len(self.actors[i].mesh) for i in self.moving])
         self.mesh = join([self.still, self.rest])  # all triangles; the looks of a face never change
         self.rest_normals = self.mesh.normals
-        self.static = _caster(self.still.vertices)
+        self.static = make_caster(self.still.vertices)
         self.ground = Ground(self.roads, tuple(way.min(0) - PAINT_WITHIN), tuple(way.max(0) + PAINT_WITHIN))
         self._weather(rng(3))
 
@@ -113,14 +102,11 @@ class Scene:
         across, side = rng.uniform(0.25, 0.9), rng.integers(4)
         azimuth = self.roads.bend.heading + (across if side % 2 else -across) + (math.pi if side > 1 else 0.0)
         height = math.radians(rng.uniform(36, 60))
-        flat = math.cos(height)
-        self.sun = np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(height)])  # unit, towards it
-        _, _, axes = np.linalg.svd(self.sun[None])
-        self.sun_plane = axes[1:].T.astype(np.float32)  # (3, 2) two axes across the sunlight
+        (rise, flat), (sin, cos) = exact.sincos(height), exact.sincos(float(azimuth))
+        self.sun = np.array([flat * cos, flat * sin, rise])  # unit, towards it
         size = np.array([self.actors[i].size for i in self.moving]).reshape(-1, 3)
-        self.radius = (np.linalg.norm(size, axis=1) / 2 + 0.2).astype(np.float32)  # of balls around moving actors
         # From the middle of a moving actor to the end of its box or of its shadow, seen from above.
-        self.shadow_reach = np.hypot(size[:, 0], size[:, 1]) / 2 + size[:, 2] / math.tan(height)
+        self.shadow_reach = exact.norm(size[:, :2]) / 2 + size[:, 2] / exact.tan(height)
         self.haze = float(rng.uniform(350, 700))  # metres over which the air takes away all but 1/e
         self.warmth = float(rng.uniform(0.0, 1.0))  # of the sunlight
         self.sky_shift = rng.uniform(0, 1, 2)  # of the clouds
@@ -183,18 +169,15 @@ class Moment:
         poses = [scene.actors[i].pose(t) for i in scene.moving]
         centre = np.array([c for c, _ in poses]).reshape(-1, 3)
         yaw = np.array([y for _, y in poses], np.float64)
-        present = np.hypot(*(centre - here)[:, :2].T) < ACTOR_RANGE
+        present = exact.norm((centre - here)[:, :2]) < ACTOR_RANGE
         if view is not None:
             present &= view.meets(centre[:, :2], scene.shadow_reach)
         self._faces = np.flatnonzero(present[scene.rest_actor]).astype(np.int32)  # of the moving triangles
         actor = scene.rest_actor[self._faces]
-        cos, sin = np.cos(yaw).astype(np.float32)[actor], np.sin(yaw).astype(np.float32)[actor]
+        sin, cos = (x.astype(np.float32)[actor] for x in exact.sincos(yaw))
         place = (centre - scene.origin).astype(np.float32)[actor, None]  # (F', 1, 3)
         vertices = _turn(scene.rest.vertices[self._faces], cos[:, None], sin[:, None]) + place
-        self._dynamic = _caster(vertices) if len(vertices) else None
-        # A ball around every actor that is present: most rays pass all of them by and need no second cast.
-        self._middle = (centre - scene.origin).astype(np.float32)[present]  # (A, 3)
-        self._radius = scene.radius[present]  # (A,)
+        self._dynamic = make_caster(vertices) if len(vertices) else None
         self.normals = scene.rest_normals.copy()
         self.normals[len(scene.still) + self._faces] = _turn(
             scene.rest_normals[len(scene.still) + self._faces], cos, sin
@@ -205,46 +188,26 @@ class Moment:
         scene = self.scene
         d = np.ascontiguousarray(directions, np.float32)
         start = (np.asarray(origins, np.float64) - scene.origin).astype(np.float32)
-        o = np.ascontiguousarray(np.broadcast_to(start, d.shape))
-        hit = scene.static.run(o, d, output=1)
-        distance, face, u, v = hit["tfar"], hit["primID"].astype(np.int32), hit["u"], hit["v"]
+        distance, face = np.full(len(d), np.inf, np.float32), np.full(len(d), -1, np.int32)
+        u, v = np.zeros(len(d), np.float32), np.zeros(len(d), np.float32)
+        scene.static.nearest(start, d, distance, face, u, v)
         if self._dynamic is not None:
-            near = self._toward_actors(start, d) if start.ndim == 1 else np.arange(len(d))
-            hit = self._dynamic.run(o[near], d[near], output=1)
-            prim, reach = hit["primID"], hit["tfar"]
-            closer = (prim >= 0) & ((reach < distance[near]) | (face[near] < 0))
-            at = near[closer]
-            distance[at], u[at], v[at] = reach[closer], hit["u"][closer], hit["v"][closer]
-            face[at] = len(scene.still) + self._faces[prim[closer]]
-        missed = face < 0
-        distance[missed] = np.inf
+            moving = np.full(len(d), -1, np.int32)
+            self._dynamic.nearest(start, d, distance, moving, u, v)
+            at = np.flatnonzero(moving >= 0)
+            face[at] = len(scene.still) + self._faces[moving[at]]
         owner = scene.mesh.owner[face]
-        owner[missed] = -1
+        owner[face < 0] = -1
         return Hits(distance, face, u, v, owner)
 
     def lit(self, points: Float32) -> NDArray[np.bool_]:
         """Whether the sun reaches points (P, 3) given relative to the scene's ``origin``."""
-        p = np.ascontiguousarray(points, np.float32)
-        d = np.ascontiguousarray(np.broadcast_to(self.scene.sun.astype(np.float32), p.shape))
-        free = self.scene.static.run(p, d, query="OCCLUDED") < 0
+        sun = self.scene.sun.astype(np.float32)
+        free = ~self.scene.static.blocked(points, sun)
         if self._dynamic is not None:
-            near = self._behind_actors(p)
-            free[near] &= self._dynamic.run(p[near], d[near], query="OCCLUDED") < 0
+            at = np.flatnonzero(free)
+            free[at] = ~self._dynamic.blocked(points[at], sun)
         return free
-
-    def _toward_actors(self, start: Float32, directions: Float32) -> NDArray[np.intp]:
-        """Which of the rays (P, 3) from one place meet a ball."""
-        to = self._middle - start
-        distance = np.maximum(np.linalg.norm(to, axis=1), 1e-6)
-        sine = np.minimum(self._radius / distance, 1.0)
-        cosine = np.where(distance > self._radius, np.sqrt(1.0 - sine**2), -1.0).astype(np.float32)
-        return np.flatnonzero(((to / distance[:, None]) @ directions.T > cosine[:, None]).any(0))
-
-    def _behind_actors(self, points: Float32) -> NDArray[np.intp]:
-        """Which points (P, 3) see the sun through a ball: |q - c| < r in the plane that the sun looks down on."""
-        q, c = points @ self.scene.sun_plane, self._middle @ self.scene.sun_plane  # (P, 2), (A, 2)
-        bound = (c**2).sum(1) - self._radius**2  # (A,)
-        return np.flatnonzero((2.0 * c @ q.T - bound[:, None] > (q**2).sum(1)).any(0))
 
 
 def _turn(v: Float32, cos: Float32, sin: Float32) -> Float32:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mim4d.world import exact
 from mim4d.world.geometry import rigid, yaw_matrix
 from mim4d.world.scene import Hits, Moment, Scene, View
 from mim4d.world.shading import Shader, develop
@@ -93,16 +94,17 @@ def pixel_rays(intrinsics: Array, width: int, height: int, shift: tuple[float, f
     x = (np.arange(width) + shift[0] - intrinsics[0, 2]) / intrinsics[0, 0]
     y = (np.arange(height) + shift[1] - intrinsics[1, 2]) / intrinsics[1, 1]
     d = np.stack([*np.meshgrid(x, y), np.ones((height, width))], -1).reshape(-1, 3)
-    return (d / np.linalg.norm(d, axis=1, keepdims=True)).astype(np.float32)
+    return (d / exact.norm(d, keepdims=True)).astype(np.float32)
 
 
 def _tilt(rng: np.random.Generator, degrees: float) -> Array:
     """A small random rotation."""
-    v = np.radians(degrees) * rng.standard_normal(3).clip(-2, 2)
-    angle = float(np.linalg.norm(v))
+    v = math.radians(degrees) * exact.normal(rng, 3).clip(-2, 2)
+    angle = float(exact.norm(v))
     k = v / max(angle, 1e-12)
     m = np.array([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]])
-    return np.eye(3) + math.sin(angle) * m + (1 - math.cos(angle)) * (m @ m)
+    sin, cos = exact.sincos(angle)
+    return np.eye(3) + sin * m + (1 - cos) * exact.compose(m, m)
 
 
 def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> Rig:
@@ -110,41 +112,41 @@ def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> Rig:
     height, width = image_size
     cameras = {}
     for channel, (heading, focal, place) in CAMERAS.items():
-        f = focal * width * (1 + 0.004 * rng.standard_normal())
+        f = focal * width * (1 + 0.004 * exact.normal(rng))
         k = np.array(
             [
-                [f, 0, width * (0.5 + 0.008 * rng.standard_normal())],
-                [0, f, height * (0.54 + 0.008 * rng.standard_normal())],
+                [f, 0, width * (0.5 + 0.008 * exact.normal(rng))],
+                [0, f, height * (0.54 + 0.008 * exact.normal(rng))],
                 [0, 0, 1],
             ]
         )
-        rotation = yaw_matrix(math.radians(heading)) @ OPTICAL @ _tilt(rng, 0.4)
-        pose = rigid(rotation, np.array(place) + 0.01 * rng.standard_normal(3).clip(-2, 2))
-        gain = 0.8 * float(1 + 0.03 * rng.standard_normal())
+        rotation = exact.compose(exact.compose(yaw_matrix(math.radians(heading)), OPTICAL), _tilt(rng, 0.4))
+        pose = rigid(rotation, np.array(place) + 0.01 * exact.normal(rng, 3).clip(-2, 2))
+        gain = 0.8 * float(1 + 0.03 * exact.normal(rng))
         rays = pixel_rays(k, width, height)
         fine = np.stack([pixel_rays(k, width, height, place) for place in FINE])
         cameras[channel] = Camera(channel, width, height, k, pose, gain, firing_offset(heading), rays, fine)
-    elevation = np.radians(np.linspace(-30.67, 10.67, BEAMS))
+    elevation = math.pi / 180 * np.linspace(-30.67, 10.67, BEAMS)
     azimuth = -2 * np.pi * np.arange(AZIMUTHS) / AZIMUTHS
-    a, e = np.meshgrid(azimuth, elevation, indexing="ij")
-    rays = np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], -1).reshape(-1, 3)
+    (sin_a, cos_a), (sin_e, cos_e) = (exact.sincos(x) for x in np.meshgrid(azimuth, elevation, indexing="ij"))
+    rays = np.stack([cos_e * cos_a, cos_e * sin_a, sin_e], -1).reshape(-1, 3)
     ring = np.broadcast_to(np.arange(BEAMS), (AZIMUTHS, BEAMS)).reshape(-1)
-    mount = rigid(yaw_matrix(-math.pi / 2) @ _tilt(rng, 0.3), np.array([0.95, 0.0, 1.84]))
+    mount = rigid(exact.compose(yaw_matrix(-math.pi / 2), _tilt(rng, 0.3)), np.array([0.95, 0.0, 1.84]))
     return Rig(cameras, Lidar(mount, rays.astype(np.float32), ring.astype(np.float32)))
 
 
 def _world_rays(scene: Scene, t: float, ego_from_sensor: Array, rays: Float32) -> tuple[Array, Float32]:
-    pose = scene.ego_pose(t) @ ego_from_sensor
-    return pose[:3, 3], rays @ pose[:3, :3].T.astype(np.float32)
+    pose = exact.compose(scene.ego_pose(t), ego_from_sensor)
+    return pose[:3, 3], exact.apply(pose[:3, :3].astype(np.float32), rays)
 
 
 def camera_view(scene: Scene, camera: Camera, t: float) -> View:
     """What a camera can see at the moment t, a little more than its image."""
-    pose = scene.ego_pose(t) @ camera.ego_from_cam
-    axis = pose[:2, 2] / np.linalg.norm(pose[:2, 2])
+    pose = exact.compose(scene.ego_pose(t), camera.ego_from_cam)
+    axis = pose[:2, 2] / exact.norm(pose[:2, 2])
     left, right = camera.intrinsics[0, 2], camera.width - camera.intrinsics[0, 2]
     # The corners of a tilted image reach a little further to the side than its middle row.
-    half = math.atan2(1.15 * max(left, right), camera.intrinsics[0, 0])
+    half = float(exact.atan2(1.15 * max(left, right), camera.intrinsics[0, 0]))
     return View(pose[:2, 3], axis, half)
 
 
@@ -199,14 +201,14 @@ def sweep(scene: Scene, lidar: Lidar, t: float, rng: np.random.Generator) -> tup
     origin, d = _world_rays(scene, t, lidar.ego_from_lidar, lidar.rays)
     moment = scene.at(t)
     hits = moment.cast(origin, d)
-    noise = (RANGE_NOISE * rng.standard_normal(len(d))).astype(np.float32)
+    noise = (RANGE_NOISE * exact.normal(rng, len(d))).astype(np.float32)
     luck = rng.random(len(d), dtype=np.float32)
     kept = np.flatnonzero((hits.distance > LIDAR_NEAR) & (hits.distance < LIDAR_FAR))
     face, r = hits.face[kept], hits.distance[kept]
-    facing = np.abs(np.einsum("pi,pi->p", moment.normals[face], d[kept]))
+    facing = np.abs(exact.dot(moment.normals[face], d[kept]))
     reflect = REFLECT[scene.mesh.material[face]] * (0.4 + 0.6 * scene.mesh.tint[face].mean(1).clip(0, 1))
     signal = reflect * (0.25 + 0.75 * facing)
-    strong = luck[kept] < 1.3 * np.exp(-((r / 70.0) ** 2) * (0.25 / (signal + 0.02)))
+    strong = luck[kept] < 1.3 * exact.exp(-(r / 70.0) * (r / 70.0) * (0.25 / (signal + 0.02)))
     kept, r, signal = kept[strong], r[strong], signal[strong]
     xyz = lidar.rays[kept] * (r + noise[kept])[:, None]
     intensity = np.round(np.clip(255 * signal * (0.9 + 0.2 * luck[kept]), 0, 255))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mim4d.world import exact
 from mim4d.world.scene import Hits, Moment, Scene
 from mim4d.world.textures import LEVELS, TILE_METRES, Atlas, Material, mip_level
 
@@ -54,19 +55,19 @@ class Shader:
             return rgb
         face, distance = hits.face[seen], hits.distance[seen]
         direction, normal = directions[seen], moment.normals[face]  # (P, 3)
-        facing = np.einsum("pi,pi->p", normal, direction)
+        facing = exact.dot(normal, direction)
         # A face seen from behind (foliage, a thin sheet) is lit as if it faced the eye.
         side = np.where(facing > 0, F(-1), F(1))
         point = distance[:, None] * direction + (origin - self.scene.origin).astype(F)
         width = distance * F(pixel)
         albedo = self.albedo(face, hits.u[seen], hits.v[seen], point, direction, width, np.abs(facing))
-        slope = (normal @ self.sun) * side
+        slope = exact.dot(normal, self.sun) * side
         toward = np.flatnonzero(slope > 0)
         start = point[toward] + normal[toward] * (side[toward] * F(0.01))[:, None]
         lit = np.zeros(len(seen), F)
         lit[toward] = moment.lit(start) * slope[toward]
         up = normal[:, 2] * side * F(0.5) + F(0.5)
-        clear = np.exp(distance * F(-1 / self.scene.haze))
+        clear = exact.exp(distance * F(-1 / self.scene.haze))
         for c in range(3):
             light = lit * self.sun_colour[c] + up * (self.sky_colour[c] - self.bounce[c]) + self.bounce[c]
             rgb[c, seen] = (albedo[c] * light - self.horizon[c]) * clear + self.horizon[c]
@@ -119,7 +120,7 @@ class Shader:
 
     def _paint(self, x: Array, y: Array, direction: Array, width: Array) -> tuple[Array, Array]:
         """The road's paint (P,), (P,) averaged over pixels that flat sight stretches along the line of sight."""
-        flat = np.hypot(direction[:, 0], direction[:, 1])
+        flat = exact.norm(direction[:, :2])
         stretch = width / np.maximum(np.abs(direction[:, 2]), F(0.01))  # a pixel's length on the road
         footprint = np.maximum(width, stretch * F(1 / TAPS))
         ax, ay = (direction[:, i] * (stretch / np.maximum(flat, F(1e-6))) for i in range(2))
@@ -132,13 +133,16 @@ class Shader:
         """(3, P) linear light of the sky along directions (P, 3): brighter to the horizon, clouds, the sun's glow."""
         dx, dy, dz = directions.T
         z = np.maximum(dz, 0)
-        fade = np.exp(z * F(-4))
+        fade = exact.exp(z * F(-4))
         k = F(0.035) / (z + F(0.1))
         shift = self.scene.sky_shift.astype(F)
         cloud = self.atlas.clouds(dx * k + shift[0], dy * k + shift[1], smooth=True)
         cover = np.clip(cloud * F(0.55) + F(0.12), 0, 1) * np.minimum(z * F(6), 1)
-        glow = np.maximum(directions @ self.sun, 0)
-        shine = F(0.2) * glow**8 + F(3.0) * (glow > F(0.9995))
+        glow = np.maximum(exact.dot(directions, self.sun), 0)
+        narrow = glow * glow
+        narrow *= narrow
+        narrow *= narrow  # the eighth power
+        shine = F(0.2) * narrow + F(3.0) * (glow > F(0.9995))
         out = np.empty((3, len(directions)), F)
         for c in range(3):
             clear = self.zenith[c] + (self.horizon[c] - self.zenith[c]) * fade

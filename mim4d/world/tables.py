@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mim4d.world import exact
 from mim4d.world.geometry import quaternion, yaw_matrix
 from mim4d.world.maps import token
 from mim4d.world.models import KINDS
@@ -221,8 +222,8 @@ class _SceneWriter:
             points, _ = sweep(self.scene, self.rig.lidar, t_us / 1e6, self.rng)
             points.tofile(path)
             if frame % lidar_per_key == 0:
-                pose = self.scene.ego_pose(t_us / 1e6) @ self.rig.lidar.ego_from_lidar
-                self.points.append(points[:, :3].astype(np.float64) @ pose[:3, :3].T + pose[:3, 3])
+                pose = exact.compose(self.scene.ego_pose(t_us / 1e6), self.rig.lidar.ego_from_lidar)
+                self.points.append(exact.apply(pose[:3, :3], points[:, :3].astype(np.float64)) + pose[:3, 3])
             self.done()
         for camera in self.rig.cameras.values():
             self._calibration(camera.channel, camera.ego_from_cam, camera.intrinsics)
@@ -243,22 +244,24 @@ class _SceneWriter:
     def _surface_points(self, actor: int) -> NDArray[np.float32]:
         """(SURFACE_POINTS, 3) points spread over an actor's faces by area, about its centre."""
         v = self.scene.actors[actor].mesh.vertices  # (F, 3, 3)
-        area = np.linalg.norm(np.cross(v[:, 1] - v[:, 0], v[:, 2] - v[:, 0]), axis=1)
+        area = exact.norm(np.cross(v[:, 1] - v[:, 0], v[:, 2] - v[:, 0]))
         face = self.rng.choice(len(v), SURFACE_POINTS, p=area / area.sum())
-        w = self.rng.dirichlet((1.0, 1.0, 1.0), SURFACE_POINTS)
+        # Evenly over a triangle: the distance from its first corner goes with the square root.
+        a, b = np.sqrt(self.rng.random(SURFACE_POINTS)), self.rng.random(SURFACE_POINTS)
+        w = np.stack([1 - a, a * (1 - b), a * b], 1)  # (S, 3)
         return (v[face] * w[:, :, None]).sum(1).astype(np.float32)
 
     def _on_actor(self, i: int, t: float) -> Array:
         """(SURFACE_POINTS, 3) an actor's surface points in map coordinates."""
         centre, yaw = self.scene.actors[i].pose(t)
-        return centre + self.surface[i] @ yaw_matrix(float(yaw)).T
+        return centre + exact.apply(yaw_matrix(float(yaw)), self.surface[i])
 
     def _visible(self, key: int, camera: Camera, moment: Moment) -> None:
         """Counts, per actor, surface points inside this image and those of them that nothing else hides."""
-        pose = self.scene.ego_pose(moment.t) @ camera.ego_from_cam
+        pose = exact.compose(self.scene.ego_pose(moment.t), camera.ego_from_cam)
         centre = pose[:3, 3]
         points = np.stack([self._on_actor(i, moment.t) for i in range(len(self.scene.actors))])  # (A, S, 3)
-        local = (points - centre) @ pose[:3, :3]
+        local = exact.apply(pose[:3, :3].T, points - centre)
         z = np.maximum(local[..., 2], 1e-3)
         u = local[..., 0] / z * camera.intrinsics[0, 0] + camera.intrinsics[0, 2]
         v = local[..., 1] / z * camera.intrinsics[1, 1] + camera.intrinsics[1, 2]
@@ -267,7 +270,7 @@ class _SceneWriter:
         if len(actor) == 0:
             return
         d = points[actor, point] - centre
-        d /= np.linalg.norm(d, axis=1, keepdims=True)
+        d /= exact.norm(d, keepdims=True)
         own = moment.cast(centre, d.astype(np.float32)).owner == actor
         self.inside[key] += inside.sum(1)
         self.seen[key] += np.bincount(actor[own], minlength=len(self.scene.actors))
@@ -279,7 +282,7 @@ class _SceneWriter:
             for key in range(self.keys):
                 t = key / KEY_HZ
                 centre, _ = actor.pose(t)
-                if np.hypot(*(centre - self.scene.ego_pose(t)[:3, 3])[:2]) < ANNOTATION_RANGE:
+                if exact.norm((centre - self.scene.ego_pose(t)[:3, 3])[:2]) < ANNOTATION_RANGE:
                     chain.append(key)
             if not chain:
                 continue
@@ -321,7 +324,7 @@ class _SceneWriter:
         """LiDAR points inside a box, its faces included."""
         reach = max(size)
         near = points[(np.abs(points[:, 0] - centre[0]) < reach) & (np.abs(points[:, 1] - centre[1]) < reach)]
-        local = np.abs((near - centre) @ rotation)
+        local = np.abs(exact.apply(rotation.T, near - centre))
         width, length, height = size
         return int((local <= np.array([length, width, height]) / 2).all(1).sum())
 

@@ -6,10 +6,14 @@ Colours are linear light in [0, 1]. The fourth channel says how far the surface'
 
 from __future__ import annotations
 
+import functools
+import math
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mim4d.world import exact
 
 Array = NDArray[np.float32]
 
@@ -58,13 +62,22 @@ TILE_METRES = np.array(
 
 
 def tileable_noise(rng: np.random.Generator, size: int, slope: float) -> Array:
-    """(size, size) periodic noise with power falling as frequency**-slope, mean 0, standard deviation 1."""
-    f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) * size
-    f[0, 0] = 1.0
-    spectrum = np.fft.rfft2(rng.standard_normal((size, size))) * f ** (-slope / 2)
-    spectrum[0, 0] = 0.0
-    out = np.fft.irfft2(spectrum, s=(size, size))
+    """(size, size) periodic noise with power falling as frequency**-slope, mean 0, standard deviation 1.
+
+    ``size`` is a power of two.
+    """
+    re, im = exact.normal(rng, (2, size, size)) * _amplitudes(size, slope)
+    out = exact.waves(re, im)
     return (out / out.std()).astype(np.float32)
+
+
+@functools.cache
+def _amplitudes(size: int, slope: float) -> NDArray[np.float64]:
+    """(size, size) f**(-slope / 2) at every frequency of a periodic square, 0 for its mean."""
+    k = np.minimum(np.arange(size), size - np.arange(size))
+    squares = np.arange(1, size * size // 2 + 1, dtype=np.float64)
+    table = np.concatenate([[0.0], exact.exp(-slope / 4 * exact.log(squares))])  # by f^2, a whole number
+    return table[k[:, None] * k[:, None] + k * k]
 
 
 class Painter:
@@ -99,7 +112,7 @@ class Painter:
         """Gives every cell of a grid its own brightness."""
         row = np.floor(self.y * ny).astype(int)
         column = np.floor(self.x * nx + stagger * row).astype(int) % nx
-        value = 1.0 + amount * self.rng.standard_normal((ny, nx)).astype(np.float32)
+        value = 1.0 + amount * exact.normal(self.rng, (ny, nx)).astype(np.float32)
         self.tile[..., :3] *= np.clip(value, 0.4, 1.8)[row, column][..., None]
         return self
 
@@ -148,7 +161,7 @@ def _facades(new: dict[Material, Painter]) -> None:
         p.box(x, x + 0.05, 0.79, 0.84 + 0.05 * (i % 3 == 0) + 0.02 * (i % 2), (0.05, 0.05, 0.06))
     new[Material.BLANK].fill((0.6, 0.6, 0.6), 1.0).noise(0.18, 1.8).cells(2, 4, 0.05).grid(2, 4, 0.02, 0.75)
     p = new[Material.CORRUGATED].fill((0.6, 0.6, 0.6), 1.0)
-    p.tile[..., :3] *= (0.8 + 0.25 * np.sin(2 * np.pi * 10 * p.x))[..., None]
+    p.tile[..., :3] *= (0.8 + 0.25 * exact.sin(2 * math.pi * 10 * p.x))[..., None]
     p.noise(0.1, 2.0).grid(1, 1, 0.02, 0.6)
 
 
@@ -164,7 +177,9 @@ def _grounds(new: dict[Material, Painter]) -> None:
     p = new[Material.FOLIAGE].fill((0.085, 0.15, 0.04), 0.6).noise(0.5, 0.9)
     p.tile[..., :3] *= np.where(tileable_noise(p.rng, TILE, 1.2) > 0.9, 0.3, 1.0)[..., None]
     p = new[Material.BARK].fill((0.16, 0.12, 0.09))
-    p.tile[..., :3] *= (1 + 0.35 * np.sin(2 * np.pi * (6 * p.x + 0.15 * tileable_noise(p.rng, TILE, 2))))[..., None]
+    p.tile[..., :3] *= (1 + 0.35 * exact.sin(2 * math.pi * (6 * p.x + 0.15 * tileable_noise(p.rng, TILE, 2))))[
+        ..., None
+    ]
     p.noise(0.25)
 
 
@@ -188,11 +203,11 @@ def _objects(new: dict[Material, Painter]) -> None:
         0.8, 0.96, 0.5, 0.85, (0.55, 0.03, 0.02)
     )
     p = new[Material.TYRE].fill((0.025, 0.025, 0.027)).noise(0.2)
-    hub = np.hypot(p.x - 0.5, p.y - 0.5)
+    hub = exact.hypot(p.x - 0.5, p.y - 0.5)
     p.tile[hub < 0.28] = (0.4, 0.4, 0.42, 0)
-    p.tile[(hub < 0.28) & (np.sin(5 * np.arctan2(p.y - 0.5, p.x - 0.5)) > 0.4)] = (0.06, 0.06, 0.06, 0)
+    p.tile[(hub < 0.28) & (exact.sin(5 * exact.atan2(p.y - 0.5, p.x - 0.5)) > 0.4)] = (0.06, 0.06, 0.06, 0)
     p = new[Material.CONTAINER].fill((0.7, 0.7, 0.7), 1.0)
-    p.tile[..., :3] *= (0.9 + 0.14 * np.sign(np.sin(2 * np.pi * 8 * p.x)))[..., None]
+    p.tile[..., :3] *= (0.9 + 0.14 * np.sign(exact.sin(2 * math.pi * 8 * p.x)))[..., None]
     p.noise(0.12, 2.0).box(0, 1, 0, 0.06, (0.15, 0.15, 0.15)).box(0, 1, 0.94, 1, (0.3, 0.3, 0.3)).box(
         0.3, 0.7, 0.55, 0.75, (0.8, 0.8, 0.8), 0.2
     )
@@ -223,8 +238,8 @@ class Atlas:
     ``TILE >> l``.
     """
 
-    stride = sum((TILE >> l) ** 2 for l in range(LEVELS))
-    level_start = np.cumsum([0] + [(TILE >> l) ** 2 for l in range(LEVELS)])[:LEVELS].astype(np.int32)
+    stride = sum((TILE >> l) * (TILE >> l) for l in range(LEVELS))
+    level_start = np.cumsum([0] + [(TILE >> l) * (TILE >> l) for l in range(LEVELS)])[:LEVELS].astype(np.int32)
 
     def __init__(self, seed: int = 0) -> None:
         painters = {m: Painter(np.random.default_rng([seed, 11, int(m)])) for m in Material}

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from mim4d.world import exact
 from mim4d.world.geometry import KERB_HEIGHT, yaw_matrix
 from mim4d.world.mesh import RGB, WHITE, Builder, Mesh, blob, colour
 from mim4d.world.roads import WALKWAY, Block, Roads
@@ -49,12 +50,12 @@ class Town:
         return self.b.mesh()
 
     def _near(self, xy: Array, reach: float) -> bool:
-        return bool(np.hypot(*(self.way - xy).T).min() < reach)
+        return bool(exact.norm(self.way - xy).min() < reach)
 
     def _free(self, xy: Array, radius: float, above: float = 0.0) -> bool:
         """Whether a disc touches no standing actor that is taller than ``above``."""
         other = self.occupied[self.occupied[:, 3] > above]
-        return bool((np.hypot(*(other[:, :2] - xy).T) > other[:, 2] + radius).all())
+        return bool((exact.norm(other[:, :2] - xy) > other[:, 2] + radius).all())
 
     def _corners(self, u: Span, v: Span) -> Array:
         return self.roads.bend.point(np.array([(u[0], v[0]), (u[1], v[0]), (u[1], v[1]), (u[0], v[1])]))
@@ -80,12 +81,13 @@ class Town:
 
     def _kerb(self, a: tuple[float, float], b: tuple[float, float]) -> None:
         """The upright side of a slab; the slab lies to the left of a -> b."""
-        n = max(1, math.ceil(math.dist(a, b) / 8.0))
+        length = exact.hypot(b[0] - a[0], b[1] - a[1])
+        n = max(1, math.ceil(length / 8.0))
         t = np.linspace(0, 1, n + 1)[:, None]
         p = self.roads.bend.point(np.asarray(a) * (1 - t) + np.asarray(b) * t)
         for i in range(n):
             corners = [(*p[i], 0.0), (*p[i + 1], 0.0), (*p[i + 1], KERB_HEIGHT), (*p[i], KERB_HEIGHT)]
-            self.b.quad(corners, M.KERB, WHITE, (math.dist(a, b) / n / 2, 1))
+            self.b.quad(corners, M.KERB, WHITE, (length / n / 2, 1))
 
     def _slab(self, k: Block) -> None:
         """A block's raised floor: kerb stones and walkway along the streets, the rest inside."""
@@ -181,13 +183,14 @@ class Town:
         """A ring of tall blocks far out, so that no view ends in nothing."""
         rng, s = self.rng, self.style
         middle = self.way.mean(0)
-        span = float(np.hypot(*(self.way - middle).T).max())
+        span = float(exact.norm(self.way - middle).max())
         square = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
         for i in range(44):
             a = 2 * math.pi * (i + rng.uniform(-0.3, 0.3)) / 44
             d, width = span + rng.uniform(235, 300), rng.uniform(16, 34)
             turn = yaw_matrix(a + rng.uniform(-0.4, 0.4))[:2, :2]
-            base = middle + d * np.array([math.cos(a), math.sin(a)]) + width * square @ turn.T
+            sin, cos = exact.sincos(a)
+            base = middle + d * np.array([cos, sin]) + width * exact.apply(turn, square)
             floors = int(rng.integers(5, 13))
             tint = colour(np.array(s.tints[i % len(s.tints)]) * 0.9)
             self.b.prism(base, 0.0, floors * 3.2, s.walls[i % 3], M.GRAVEL, tint, up=floors, metres=3.0)
@@ -250,11 +253,8 @@ class Town:
         self.b.pole(xy, KERB_HEIGHT, height - crown, 0.13 + 0.02 * height, M.BARK, scale=0.7)
         self.b.add(blob(rng, (crown, crown, 0.9 * crown), tint), np.eye(3), (*xy, height - crown))
         for angle in (yaw, yaw + 2.4) if self._near(xy, FINE_TREES_WITHIN) else ():
-            place = (
-                xy[0] + 0.6 * crown * math.cos(angle),
-                xy[1] + 0.6 * crown * math.sin(angle),
-                height - 1.25 * crown,
-            )
+            sin, cos = exact.sincos(angle)
+            place = (xy[0] + 0.6 * crown * cos, xy[1] + 0.6 * crown * sin, height - 1.25 * crown)
             self.b.add(blob(rng, (0.7 * crown,) * 3, tint), np.eye(3), place)
 
     def _lamp(self, u: float, v: float, road: tuple[float, float]) -> None:
@@ -264,7 +264,7 @@ class Town:
         grey = (0.8, 0.85, 0.8)
         self.b.pole(xy, KERB_HEIGHT, 7.5, 0.1, M.METAL, grey, scale=0.6)
         arm = self.roads.bend.point(np.array((u + 2.2 * road[0], v + 2.2 * road[1]))) - xy
-        across = np.array([-arm[1], arm[0]]) / np.linalg.norm(arm)  # to the left of the arm
+        across = np.array([-arm[1], arm[0]]) / exact.norm(arm)  # to the left of the arm
         base = [xy - 0.05 * across, xy + arm - 0.1 * across, xy + arm + 0.1 * across, xy + 0.05 * across]
         self.b.prism(np.array(base), 7.4, 7.55, M.METAL, M.METAL, grey)
 

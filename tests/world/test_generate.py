@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mim4d.errors import UserError
-from mim4d.world import Knobs, generate, open_scene
+from mim4d.world import Knobs, caster, generate, open_scene
 from mim4d.world.tables import scene_files
 
 TINY: dict[str, Any] = {"seconds": 0.5, "image_size": (32, 40)}
@@ -163,8 +163,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_missing_embreex_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caster, "_library", lambda: None)
     monkeypatch.setitem(sys.modules, "embreex.rtcore_scene", None)
-    with pytest.raises(UserError, match=r"needs embreex .*pip install 'mim4d\[world\]'"):
+    with pytest.raises(UserError, match=r"needs mim4d.s native library .*embreex .*pip install 'mim4d\[world\]'"):
         generate(tmp_path / "world", **TINY)
     assert list(tmp_path.iterdir()) == []
 
