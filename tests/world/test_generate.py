@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.world_truth import digest
 
 from mim4d.errors import UserError
 from mim4d.world import Knobs, generate, open_scene
-from mim4d.world.tables import scene_files
+from mim4d.world.writer import scene_files
 
 TINY: dict[str, Any] = {"seconds": 0.5, "image_size": (32, 40)}
-
-
-def _digest(root: Path) -> dict[str, str]:
-    files = sorted(p for p in root.rglob("*") if p.is_file())
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 CALLS: list[tuple[int, int]] = []
@@ -37,54 +28,30 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@dataclass
-class Killed:
-    """What a killed run left, and what stood there after the next one."""
-
-    returncode: int
-    litter: list[str]
-    after: list[str]
-    world: Path
-
-
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    folder = tmp_path_factory.mktemp("killed")
-    code = (
-        "import os; from mim4d.world import generate\n"
-        "def stop(done, total):\n    if done == 3: os.kill(os.getpid(), 9)\n"
-        "generate('world', seconds=0.5, image_size=(32, 40), progress=stop)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, timeout=120)
-    litter = [p.name for p in folder.iterdir()]
-    busy = folder / ".world.partial-busy"  # of another run, which still lives
-    busy.mkdir()
-    handle = os.open(busy, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    generate(folder / "world", **TINY)
-    os.close(handle)
-    return Killed(done.returncode, litter, sorted(p.name for p in folder.iterdir()), folder / "world")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("other") / "world"
+    generate(out, seed=0, workers=1, **TINY)
+    return out
 
 
-def test_a_killed_run_leaves_no_world_and_the_next_one_cleans_up(killed: Killed) -> None:
-    assert killed.returncode == -9
-    assert len(killed.litter) == 1
-    assert killed.litter[0].startswith(".world.partial-")
-    assert killed.after == [".world.partial-busy", "world"]
-    assert json.loads((killed.world / "world.json").read_text())["seed"] == 0
+def test_the_manifest_names_what_was_asked(tiny: Path) -> None:
+    made = json.loads((tiny / "world.json").read_text())
+    assert (made["version"], made["scenes"], made["seconds"], made["image_size"]) == ("v1.0-mini", 2, 0.5, [32, 40])
+    assert (made["seed"], made["extras"]) == (1, False)
 
 
 def test_same_seed_same_bytes(tiny: Path, tmp_path: Path) -> None:
     generate(tmp_path / "again", seed=1, **TINY)
-    assert _digest(tmp_path / "again") == _digest(tiny)
+    assert digest(tmp_path / "again") == digest(tiny)
 
 
-def test_other_seed_other_bytes(tiny: Path, killed: Killed) -> None:
-    first, other = _digest(tiny), _digest(killed.world)
+def test_other_seed_other_bytes(tiny: Path, other: Path) -> None:
+    first, second = digest(tiny), digest(other)
     for kind in (".jpg", ".bin"):
         files = {v for k, v in first.items() if k.endswith(kind)}
         assert files
-        assert files.isdisjoint(other.values())
+        assert files.isdisjoint(second.values())
 
 
 def test_train_and_validation_differ_in_streets_and_colours(tiny: Path) -> None:
@@ -120,21 +87,15 @@ def test_progress_counts_every_file(tiny: Path) -> None:
     assert len(written) == total == 2 * (6 * 7 + 11)
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
-    def stop(done: int, total: int) -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        generate(tmp_path / "deep" / "world", progress=stop, **TINY)
-    assert list((tmp_path / "deep").iterdir()) == []
-
-
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        ({"scenes": 1}, "scenes: got 1, want 2 to 10"),
-        ({"scenes": 11}, "scenes: got 11, want 2 to 10"),
+        ({"scenes": 1}, "scenes: got 1, want 2 to 850"),
+        ({"scenes": 851}, "scenes: got 851, want 2 to 850"),
+        ({"scenes": 11, "version": "v1.0-mini"}, "version: v1.0-mini holds 10 scenes at most"),
+        ({"version": "v1.0-test"}, "version: got 'v1.0-test', want v1.0-mini or v1.0-trainval"),
+        ({"workers": 0}, "workers: got 0, want a whole number from 1 on"),
+        ({"extras": 1}, "extras: got 1, want True or False"),
         ({"scenes": 2.5}, "scenes: got 2.5"),
         ({"seed": -1}, "seed: got -1"),
         ({"seconds": 0.2}, "seconds: got 0.2"),
@@ -160,6 +121,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write the world to .*file/world"):
         generate(tmp_path / "file" / "world", **TINY)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_missing_embreex_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
