@@ -23,6 +23,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from mim4d.errors import UserError
 from mim4d.world.files import Folder
 from mim4d.world.pieces import MAP, ROWS, Piece, Workshop
@@ -197,6 +199,7 @@ def serve() -> None:
     order = orders.get()
     slots = [Slot(**{**s, "tile": tuple(s["tile"])}) for s in order["slots"]]
     shop = Workshop(Recipe.read(order["recipe"]), slots, Folder(Path(order["folder"])))
+    settle()
     while True:
         piece = Piece(**orders.get())
         try:
@@ -208,6 +211,25 @@ def serve() -> None:
             say({"errno": e.errno, "strerror": e.strerror or str(e), "filename": e.filename})
         except Exception:
             say({"traceback": traceback.format_exc()})
+
+
+def settle() -> None:
+    """Casts a first ray while only one core is in sight: the ray caster starts a thread for every core it sees then."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        from embreex.mesh_construction import TriangleMesh
+        from embreex.rtcore_scene import EmbreeScene
+
+        scene = EmbreeScene()
+        TriangleMesh(scene, np.eye(3, dtype=np.float32)[None])
+        scene.run(np.zeros((1, 3), np.float32), np.ones((1, 3), np.float32))
+    except ImportError:
+        pass  # the first piece says what is missing
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def _listen(orders: queue.SimpleQueue[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,12 @@ from helpers.world_truth import digest
 
 from mim4d.errors import UserError
 from mim4d.world import Knobs, generate, open_scene
-from mim4d.world.writer import scene_files
+from mim4d.world.crew import Plan
+from mim4d.world.files import Folder
+from mim4d.world.pieces import Piece, Workshop, scene_pieces
+from mim4d.world.recipe import Recipe, grid
+from mim4d.world.scene import Scene
+from mim4d.world.writer import CHANNELS, scene_files
 
 TINY: dict[str, Any] = {"seconds": 0.5, "image_size": (32, 40)}
 
@@ -66,6 +72,120 @@ def test_a_second_run_does_nothing(tiny: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in tiny.rglob("*")}
     generate(tiny, seed=1, **TINY, progress=lambda done, total: pytest.fail("nothing is to be made"))
     assert {p: p.stat().st_mtime_ns for p in tiny.rglob("*")} == before
+
+
+@pytest.mark.parametrize("scenes", [2, 5, 10, 11, 100, 850])
+def test_scenes_are_named_by_the_devkits_splits_and_share_nothing(scenes: int) -> None:
+    from nuscenes.utils import splits
+
+    recipe = Recipe(scenes=scenes)
+    slots = recipe.slots()
+    assert [s.index for s in slots] == list(range(scenes))
+    assert recipe.version == ("v1.0-mini" if scenes <= 10 else "v1.0-trainval")
+    mini = scenes <= 10
+    train = set(splits.mini_train if mini else splits.train)
+    val = set(splits.mini_val if mini else splits.val)
+    held = [s for s in slots if s.validation]
+    assert slots[-len(held) :] == held
+    assert len(held) == min(max(1, scenes // 5), 150)
+    assert {s.name for s in held} <= val
+    assert {s.name for s in slots if not s.validation} <= train
+    for unique in ("name", "logfile", "vehicle", "date", "start_us"):
+        assert len({getattr(s, unique) for s in slots}) == scenes, unique
+    assert len({(s.location, s.tile) for s in slots}) == scenes
+    assert {s.location for s in held}.isdisjoint(s.location for s in slots if not s.validation)
+    for location in {s.location for s in slots}:
+        tiles = [s.tile for s in slots if s.location == location]
+        columns, rows = grid(len(tiles))
+        assert max(c for c, _ in tiles) < columns
+        assert max(r for _, r in tiles) < rows
+        assert columns * rows - len(tiles) < columns <= rows + 1  # nearly square, no row empty
+    for slot in slots:
+        captured = datetime.datetime.fromtimestamp(slot.start_us / 1e6, datetime.timezone.utc)
+        assert captured.isoformat() == f"{slot.date}T12:00:00+00:00"
+
+
+def test_pieces_cover_every_frame_once_whatever_their_size() -> None:
+    sizes = set()
+    for image_size in ((32, 40), (128, 224), (256, 704), (900, 1600), (4096, 4096)):
+        recipe = Recipe(seconds=20, image_size=image_size)
+        pieces = list(scene_pieces(recipe, recipe.slots()[0]))
+        for channel in CHANNELS:
+            frames = [f for p in pieces if p.kind == channel for f in range(p.first, p.stop)]
+            assert frames == list(range(20 * (20 if channel == "LIDAR_TOP" else 12) + 1))
+        sizes.add(max(p.files for p in pieces if p.kind == "CAM_FRONT"))
+        assert len({p.name for p in pieces}) == len(pieces)
+    assert len(sizes) == 5  # large images: pieces of few
+    assert min(sizes) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_a_plan_hands_out_every_piece_once_and_rows_after_their_files(workers: int) -> None:
+    recipe = Recipe(scenes=4, seconds=2)
+    scenes = [[*scene_pieces(recipe, slot), Piece(slot.name, "rows")] for slot in recipe.slots()]
+    pieces = [*(p for scene in scenes for p in scene), Piece("boston-seaport", "map")]
+    plan = Plan(pieces)
+    made: list[Piece] = []
+    busy: list[tuple[str | None, Piece | None]] = [(None, None)] * workers
+    while True:
+        for i, (group, piece) in enumerate(busy):
+            if piece is None and (given := plan.next(group)) is not None:
+                busy[i] = (given.group, given)
+        working = [i for i, (_, piece) in enumerate(busy) if piece is not None]
+        if not working:
+            break
+        if len(made) == 0:  # each on a scene of its own, as long as there are enough
+            assert len({busy[i][0] for i in working}) == min(workers, 5)
+        i = working[len(made) % len(working)]
+        group, piece = busy[i]
+        assert piece is not None
+        plan.finished(piece)
+        made.append(piece)
+        busy[i] = (group, None)
+    assert sorted(made, key=str) == sorted(pieces, key=str)
+    for scene in scenes:
+        assert max(made.index(p) for p in scene[:-1]) < made.index(scene[-1])
+
+
+def test_several_scenes_lie_beside_each_other_on_one_map(tmp_path: Path) -> None:
+    from nuscenes.map_expansion.map_api import NuScenesMap
+    from PIL import Image
+
+    recipe = Recipe(scenes=9, **TINY)
+    slots = [s for s in recipe.slots() if s.location == "boston-seaport"]
+    assert [s.tile for s in slots] == [(0, 0), (1, 0), (0, 1)]
+    folder = Folder(tmp_path)
+    folder.begin(recipe.record())
+    Workshop(recipe, recipe.slots(), folder).make(Piece("boston-seaport", "map"), lambda: None)
+    streets = NuScenesMap(str(folder.world), "boston-seaport")
+    assert streets.canvas_edge == [960, 960]
+    (mask,) = (folder.world / "maps").glob("*.png")
+    with Image.open(mask) as image:
+        assert image.size == (9600, 9600)
+        for slot in slots:
+            ego, _ = Scene.streets(seed=0, index=slot.index, validation=slot.validation, seconds=0.5, tile=slot.corner)
+            x, y, _ = ego.pose(0.0)[0]
+            assert slot.corner[0] < x < slot.corner[0] + 480
+            assert slot.corner[1] < y < slot.corner[1] + 480
+            assert streets.record_on_point(x, y, "drivable_area")
+            assert image.getpixel((int(x * 10), int(9600 - y * 10))) == 255
+        assert image.getpixel((9000, 600)) == 0  # the fourth tile is empty
+
+
+def test_version_trainval_loads_with_few_scenes(tmp_path: Path) -> None:
+    from nuscenes.eval.common.loaders import load_gt
+    from nuscenes.eval.detection.data_classes import DetectionBox
+    from nuscenes.nuscenes import NuScenes
+    from nuscenes.utils import splits
+
+    generate(tmp_path / "world", version="v1.0-trainval", workers=1, **TINY)
+    nusc = NuScenes("v1.0-trainval", str(tmp_path / "world"), verbose=False)
+    assert [s["name"] for s in nusc.scene] == [splits.train[0], splits.val[0]]
+    for split in ("train", "val"):
+        assert len(load_gt(nusc, split, DetectionBox).sample_tokens) == 2
+        assert splits.get_scenes_of_custom_split(f"world_{split}", nusc) == [getattr(splits, split)[0]]
+    scene, _, start = open_scene(tmp_path / "world", splits.val[0])
+    assert (scene.index, start) == (1, nusc.sample[2]["timestamp"])
 
 
 def test_other_contents_are_refused(tiny: Path, tmp_path: Path) -> None:
@@ -160,6 +280,11 @@ def test_knobs_reach_the_scene_and_the_manifest(tmp_path: Path) -> None:
 
 
 def test_open_scene_names_what_is_missing(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    made = json.loads((tiny / "world.json").read_text())
+    (tmp_path / "old" / "world.json").write_text(json.dumps({**made, "format": 1}))
+    with pytest.raises(UserError, match=r"old: made by another version of mim4d \(format 1, this one makes"):
+        open_scene(tmp_path / "old", "scene-0061")
     with pytest.raises(UserError, match="holds no synthetic world"):
         open_scene(tmp_path, "scene-0061")
     with pytest.raises(UserError, match="holds no scene 'scene-0001'; it holds scene-0061, scene-0103"):
