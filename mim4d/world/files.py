@@ -21,6 +21,7 @@ from typing import Any
 
 from mim4d.errors import UserError
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of file systems that know of none
 GRACE = 2.0  # seconds that a killed run's worker processes may take to let go of the folder
 WORLD, NOTES, TEMPORARY, RECIPE = "world", "notes", "temporary", "recipe.json"
 
@@ -193,15 +194,17 @@ def exclusive(path: Path) -> Iterator[int]:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(path)):
                     break  # and not a folder that the process before us has just removed
-        except BlockingIOError:
+        except OSError as e:
+            if e.errno in NO_LOCKS:
+                break
+            if e.errno != errno.EWOULDBLOCK:
+                os.close(handle)
+                raise
             if time.monotonic() > deadline:
                 os.close(handle)
                 raise UserError(
                     f"another process is making this world (it holds {path}); wait for it, or stop it"
                 ) from None
-        except BaseException:
-            os.close(handle)
-            raise
         os.close(handle)
         time.sleep(0.05)
     try:

@@ -19,6 +19,10 @@ from helpers.world_truth import digest
 
 from mim4d.errors import UserError
 from mim4d.world import files, generate
+from mim4d.world.crew import Plan, work_together
+from mim4d.world.files import Folder
+from mim4d.world.pieces import Piece
+from mim4d.world.recipe import Recipe
 
 TINY: dict[str, Any] = {"seconds": 0.5, "image_size": (32, 40)}
 PARTIAL = ".world.partial"
@@ -93,6 +97,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return digest(out)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_in_the_same_bytes(tmp_path: Path, whole: dict[str, str]) -> None:
     moments = [
         ("write", "half", 1),  # the very first file: what is to be made
@@ -120,6 +125,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(tmp_path: Path, whole:
     assert [p.name for p in tmp_path.iterdir()] == ["world"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["parent", "worker"])
 def test_whoever_of_several_processes_is_killed_the_rest_ends_and_goes_on(
     tmp_path: Path, whole: dict[str, str], who: str
@@ -141,6 +147,28 @@ def test_whoever_of_several_processes_is_killed_the_rest_ends_and_goes_on(
     assert digest(tmp_path / "world") == whole
 
 
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_worker_is_told(tmp_path: Path) -> None:
+    recipe = Recipe(**TINY)
+    slots = recipe.slots()
+    here = Folder(tmp_path / "here")
+    here.path.mkdir()
+    here.begin(recipe.record())
+
+    def work(piece: Piece, folder: Folder) -> None:
+        work_together(Plan([piece]), recipe, slots, folder, lock, 1, lambda: None)
+
+    with (tmp_path / "lock").open("w") as file:
+        lock = file.fileno()
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            work(Piece(slots[0].name, "CAM_BACK", 0, 1), Folder(tmp_path / "nowhere"))
+        with pytest.raises(UserError, match="files of scene-0061 went missing"):
+            work(Piece(slots[0].name, "rows"), here)
+        with pytest.raises(RuntimeError, match=r"(?s)a worker process failed:.*Traceback.*StopIteration"):
+            work(Piece("scene-9999", "CAM_BACK", 0, 1), here)
+
+
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path: Path, whole: dict[str, str]) -> None:
     code = TOGETHER.split("generate(")[0].replace("STOP", "pass") + (
         "from mim4d.cli import main\n"
