@@ -53,7 +53,7 @@ class WorldArguments:
     gallery: bool = False
     """Also write a page with pictures of the world (gallery.html), or only that where the world is there already."""
     workers: int = 0
-    """Processes at most; 0: one per core. The world does not depend on it."""
+    """Processes at most; 0: one per core, as far as 2 GB of memory hold them. The world does not depend on it."""
 
 
 PRESETS = {

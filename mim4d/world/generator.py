@@ -22,6 +22,8 @@ from mim4d.world.writer import scene_files
 
 MANIFEST = "world.json"
 WORTH = 3.0  # seconds of work for which another process is started
+MEMORY = 1.9e9  # bytes that all processes together may take, where it is not said how many there shall be
+WORKER_BYTES, PIXEL_BYTES = 130e6, 160  # that a worker takes, and takes more for every pixel of an image (measured)
 
 Progress = Callable[[int, int], None]
 
@@ -95,7 +97,8 @@ def generate(
     version: "v1.0-mini", which has names for ten scenes, or "v1.0-trainval"; empty takes the first that holds them.
     knobs: weather, light, texture, sensor noise and traffic.
     extras: also write what nuScenes lacks.
-    workers: processes to share the work among, at most; None takes one per core. The bytes do not depend on it.
+    workers: processes to share the work among, at most; None takes one per core, as far as 2 GB of memory hold them.
+    The bytes do not depend on it.
     progress: called as progress(done, total) with counts of files, once at the start and after each file.
 
     Raises UserError for arguments out of range, a folder in use, a folder that cannot be written, or missing embreex.
@@ -119,7 +122,14 @@ def generate(
             folder.claim(wanted)
             with _kept(folder, out):
                 folder.begin(wanted)
-                _make(recipe, slots, folder, lock, workers or cores(), progress or (lambda done, total: None))
+                _make(
+                    recipe,
+                    slots,
+                    folder,
+                    lock,
+                    workers or default_workers(recipe),
+                    progress or (lambda done, total: None),
+                )
                 folder.finish(out)
     except OSError as e:
         raise UserError(f"cannot write the world to {out}: {e.strerror or e}") from e
@@ -154,6 +164,12 @@ def cores() -> int:
     """Processor cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def default_workers(recipe: Recipe) -> int:
+    """One per core, but no more than MEMORY holds."""
+    height, width = recipe.image_size
+    return max(1, min(cores(), int(MEMORY / (WORKER_BYTES + PIXEL_BYTES * height * width))))
 
 
 def _make(recipe: Recipe, slots: list[Slot], folder: Folder, lock: int, workers: int, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ MINI_TRAIN = (
 MINI_VAL = ("scene-0103", "scene-0916")
 MINI, TRAINVAL = "v1.0-mini", "v1.0-trainval"
 MOST, MOST_HELD = 850, 150  # scenes in the devkit's splits train and val together, and in val
+MOST_PIXELS = 1 << 22  # of an image: two processes that draw such images stay below 2 GB
 FORMAT = 2  # raised whenever the same arguments give another world
 EPOCH = datetime.date(2026, 1, 1)
 EPOCH_US = 1_767_268_800_000_000  # its noon, UTC
@@ -55,6 +57,7 @@ def scene_names(scenes: int, version: str = MINI) -> tuple[list[str], list[str]]
     return train[: scenes - validation], held[:validation]
 
 
+@functools.cache
 def _devkit_names() -> tuple[list[str], list[str]]:
     try:
         from nuscenes.utils import splits
@@ -140,6 +143,8 @@ class Recipe:
             raise UserError(
                 f"image_size: got {self.image_size!r}, want height and width in whole pixels from 32 to 4096"
             )
+        if height * width > MOST_PIXELS:
+            raise UserError(f"image_size: got {self.image_size!r}, want {MOST_PIXELS} pixels at most, as 2048x2048")
         if not isinstance(self.knobs, Knobs):
             raise UserError(f"knobs: got {self.knobs!r}, want a mim4d.world.Knobs")
         if not isinstance(self.extras, bool):

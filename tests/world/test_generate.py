@@ -12,7 +12,7 @@ import pytest
 from helpers.world_truth import digest
 
 from mim4d.errors import UserError
-from mim4d.world import Knobs, generate, open_scene
+from mim4d.world import Knobs, generate, generator, open_scene
 from mim4d.world.crew import Plan
 from mim4d.world.files import Folder
 from mim4d.world.pieces import Piece, Workshop, scene_pieces
@@ -107,7 +107,7 @@ def test_scenes_are_named_by_the_devkits_splits_and_share_nothing(scenes: int) -
 
 def test_pieces_cover_every_frame_once_whatever_their_size() -> None:
     sizes = set()
-    for image_size in ((32, 40), (128, 224), (256, 704), (900, 1600), (4096, 4096)):
+    for image_size in ((32, 40), (128, 224), (256, 704), (900, 1600), (2048, 2048)):
         recipe = Recipe(seconds=20, image_size=image_size)
         pieces = list(scene_pieces(recipe, recipe.slots()[0]))
         for channel in CHANNELS:
@@ -145,6 +145,17 @@ def test_a_plan_hands_out_every_piece_once_and_rows_after_their_files(workers: i
     assert sorted(made, key=str) == sorted(pieces, key=str)
     for scene in scenes:
         assert max(made.index(p) for p in scene[:-1]) < made.index(scene[-1])
+
+
+def test_many_cores_do_not_take_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator, "cores", lambda: 64)
+    counts = [
+        generator.default_workers(Recipe(image_size=s)) for s in ((128, 224), (256, 704), (900, 1600), (2048, 2048))
+    ]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == 2
+    monkeypatch.setattr(generator, "cores", lambda: 2)
+    assert generator.default_workers(Recipe()) == 2
 
 
 def test_several_scenes_lie_beside_each_other_on_one_map(tmp_path: Path) -> None:
@@ -223,6 +234,7 @@ def test_progress_counts_every_file(tiny: Path) -> None:
         ({"seconds": 21}, "seconds: got 21"),
         ({"image_size": (16, 224)}, "image_size: got (16, 224)"),
         ({"image_size": (128, 9000)}, "image_size: got (128, 9000)"),
+        ({"image_size": (2048, 2049)}, "image_size: got (2048, 2049), want 4194304 pixels at most"),
         ({"image_size": (128.0, 224)}, "image_size: got (128.0, 224)"),
         ({"image_size": 128}, "image_size: got 128"),
         ({"image_size": (1, 2, 3)}, "image_size: got (1, 2, 3)"),
