@@ -55,7 +55,9 @@ class Folder:
         return size
 
     def finish_piece(self, name: str, note: Note) -> None:
-        """Notes a piece: ``note["files"]`` maps its files to their sizes; the rest is what its maker has to tell."""
+        """Notes a piece: ``note["files"]`` maps its files to their sizes, ``note["kept"]`` those that :meth:`keep` has
+        written; the rest is what its maker has to tell.
+        """
         for place in note["files"]:
             _sync(self.world / place)
         for folder in {(self.world / place).parent for place in note["files"]}:
@@ -67,15 +69,16 @@ class Folder:
         try:
             note: Note = json.loads((self.path / NOTES / f"{name}.json").read_bytes())
             there = all(os.stat(self.world / place).st_size == size for place, size in note["files"].items())
+            there &= all(os.stat(self.kept(name)).st_size == size for name, size in note.get("kept", {}).items())
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError):
             return None  # not a note: the piece is made again
         return note if there else None
 
-    def keep(self, name: str, data: bytes) -> None:
-        """Writes a file that is no part of the world, for later; see :meth:`kept`."""
-        self._put(self.path / NOTES / name, [data], lasting=True)
+    def keep(self, name: str, data: bytes) -> int:
+        """Writes a file that is no part of the world, for later; see :meth:`kept`. Returns its size."""
+        return self._put(self.path / NOTES / name, [data], lasting=True)
 
     def kept(self, name: str) -> Path:
         return self.path / NOTES / name

@@ -114,9 +114,10 @@ class Workshop:
         known = [note for note in notes if note is not None]
         if len(known) != len(notes):
             raise UserError(f"{self.folder.path}: files of {piece.group} went missing while the world was made")
-        for table, rows in SceneRows(self.recipe, writer.slot, writer.scene, writer.rig, known).rows.items():
-            self.folder.keep(rows_file(piece.group, table), text(rows).encode())
-        self.folder.finish_piece(piece.name, {"files": {}})
+        made = SceneRows(self.recipe, writer.slot, writer.scene, writer.rig, known)
+        kept = {rows_file(piece.group, table): text(rows).encode() for table, rows in made.rows.items()}
+        sizes = {place: self.folder.keep(place, data) for place, data in kept.items()}
+        self.folder.finish_piece(piece.name, {"files": {}, "kept": sizes})
 
     def _map(self, piece: Piece) -> None:
         """The streets of a location's scenes, as a mask and as vectors."""

@@ -299,6 +299,7 @@ def test_a_file_that_was_lost_or_cut_is_made_again(tmp_path: Path, whole: dict[s
     points.write_bytes(points.read_bytes()[:-20])
     note = next((tmp_path / PARTIAL / "notes").rglob("CAM_FRONT-*.json"))
     note.write_bytes(note.read_bytes()[:10])
+    next((tmp_path / PARTIAL / "notes").rglob("sample_annotation.rows")).unlink()
     counts: list[tuple[int, int]] = []
     generate(tmp_path / "world", progress=lambda *count: counts.append(count), workers=1, **TINY)
     assert counts[0] == (106 - 7 - 11 - 7, 106)
