@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mim4d.world.exact import norm
 from mim4d.world.geometry import rigid, yaw_matrix
 from mim4d.world.scene import Hits, Moment, Scene, View
 from mim4d.world.shading import Shader, develop
@@ -33,6 +34,7 @@ CAMERAS: dict[str, tuple[float, float, tuple[float, float, float]]] = {
 }
 FINE = ((0.83, 0.42), (0.26, 0.82), (0.41, 0.18))  # with the centre, four places spread over a pixel
 EDGE = 0.08  # difference of display brightness (0..1) between surfaces that is smoothed
+BLOCK = 1 << 15  # pixels cast and coloured at a time
 OPTICAL = np.array(
     [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
 )  # ego axes of a camera's x right, y down, z forward
@@ -67,7 +69,6 @@ class Camera:
     gain: float  # exposure
     offset: float  # seconds between the key frame's LiDAR and this camera's firing
     rays: Float32  # (H * W, 3) unit directions in camera coordinates through the pixel centres
-    fine_rays: Float32  # (3, H * W, 3) through the three further places FINE inside every pixel
 
     @property
     def pixel(self) -> float:
@@ -88,12 +89,12 @@ class Rig:
     lidar: Lidar
 
 
-def pixel_rays(intrinsics: Array, width: int, height: int, shift: tuple[float, float] = (0.5, 0.5)) -> Float32:
-    """(H * W, 3) unit directions in camera coordinates through ``shift`` inside every pixel, row by row."""
-    x = (np.arange(width) + shift[0] - intrinsics[0, 2]) / intrinsics[0, 0]
-    y = (np.arange(height) + shift[1] - intrinsics[1, 2]) / intrinsics[1, 1]
-    d = np.stack([*np.meshgrid(x, y), np.ones((height, width))], -1).reshape(-1, 3)
-    return (d / np.linalg.norm(d, axis=1, keepdims=True)).astype(np.float32)
+def pixel_rays(intrinsics: Array, x: Array, y: Array) -> Float32:
+    """(..., 3) unit directions in camera coordinates through places x, y (...) of the image, in pixels."""
+    right = (x - intrinsics[0, 2]) / intrinsics[0, 0]
+    down = (y - intrinsics[1, 2]) / intrinsics[1, 1]
+    d = np.stack([right, down, np.ones_like(right)], -1)
+    return (d / norm(d, keepdims=True)).astype(np.float32)
 
 
 def _tilt(rng: np.random.Generator, degrees: float) -> Array:
@@ -121,9 +122,9 @@ def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> Rig:
         rotation = yaw_matrix(math.radians(heading)) @ OPTICAL @ _tilt(rng, 0.4)
         pose = rigid(rotation, np.array(place) + 0.01 * rng.standard_normal(3).clip(-2, 2))
         gain = 0.8 * float(1 + 0.03 * rng.standard_normal())
-        rays = pixel_rays(k, width, height)
-        fine = np.stack([pixel_rays(k, width, height, place) for place in FINE])
-        cameras[channel] = Camera(channel, width, height, k, pose, gain, firing_offset(heading), rays, fine)
+        x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+        rays = pixel_rays(k, x.ravel(), y.ravel())
+        cameras[channel] = Camera(channel, width, height, k, pose, gain, firing_offset(heading), rays)
     elevation = np.radians(np.linspace(-30.67, 10.67, BEAMS))
     azimuth = -2 * np.pi * np.arange(AZIMUTHS) / AZIMUTHS
     a, e = np.meshgrid(azimuth, elevation, indexing="ij")
@@ -150,8 +151,7 @@ def camera_view(scene: Scene, camera: Camera, t: float) -> View:
 
 def look(scene: Scene, camera: Camera, t: float) -> Hits:
     """Ground truth of an image: the hit of every pixel's centre ray, row by row (H * W). ``distance`` is ray length."""
-    origin, d = _world_rays(scene, t, camera.ego_from_cam, camera.rays)
-    return scene.at(t, camera_view(scene, camera, t)).cast(origin, d)
+    return trace(camera, scene.at(t, camera_view(scene, camera, t)))
 
 
 def camera_depth(scene: Scene, camera: Camera, t: float) -> Float32:
@@ -159,23 +159,44 @@ def camera_depth(scene: Scene, camera: Camera, t: float) -> Float32:
     return look(scene, camera, t).distance.reshape(camera.height, camera.width)
 
 
-def render(shader: Shader, camera: Camera, moment: Moment) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB image of a moment.
+def blocks(count: int, size: int = BLOCK) -> list[slice]:
+    """0..count in pieces: what a piece needs stays in the processor's cache, and memory does not grow with images."""
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def trace(camera: Camera, moment: Moment) -> Hits:
+    """The hit of every pixel's centre ray at a moment, row by row (H * W)."""
+    parts = []
+    for block in blocks(len(camera.rays)):
+        origin, d = _world_rays(moment.scene, moment.t, camera.ego_from_cam, camera.rays[block])
+        parts.append(moment.cast(origin, d))
+    return Hits(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Hits)))
+
+
+def render(shader: Shader, camera: Camera, moment: Moment, hits: Hits | None = None) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB image of a moment. ``hits``: what :func:`trace` gave for it, where that is at hand.
 
     One ray through each pixel's centre; pixels at a visible border between two surfaces get three more.
     """
     scene = moment.scene
-    origin, d = _world_rays(scene, moment.t, camera.ego_from_cam, camera.rays)
-    hits = moment.cast(origin, d)
-    linear = shader.colours(moment, origin, d, hits, camera.pixel)  # (3, H * W)
+    hits = trace(camera, moment) if hits is None else hits
+    gain = camera.gain
+    linear = np.empty((3, len(camera.rays)), np.float32)
+    for block in blocks(len(camera.rays)):
+        origin, d = _world_rays(scene, moment.t, camera.ego_from_cam, camera.rays[block])
+        part = Hits(*(getattr(hits, f.name)[block] for f in fields(Hits)))
+        linear[:, block] = shader.colours(moment, origin, d, part, camera.pixel)
     surface = np.where(hits.face >= 0, scene.mesh.surface[hits.face], -1).reshape(camera.height, camera.width)
-    green = np.sqrt(linear[1] * np.float32(camera.gain)).reshape(camera.height, camera.width)
+    green = np.sqrt(linear[1] * np.float32(gain)).reshape(camera.height, camera.width)
     edge = _borders(surface, green)
-    if len(edge):
-        _, d = _world_rays(scene, moment.t, camera.ego_from_cam, camera.fine_rays[:, edge].reshape(-1, 3))
+    for block in blocks(len(edge), BLOCK // len(FINE)):
+        at = edge[block]
+        row, column = np.divmod(at, camera.width)
+        x, y = (np.concatenate([place[i] + along for place in FINE]) for i, along in enumerate((column, row)))
+        origin, d = _world_rays(scene, moment.t, camera.ego_from_cam, pixel_rays(camera.intrinsics, x, y))
         more = shader.colours(moment, origin, d, moment.cast(origin, d), camera.pixel)  # (3, 3 * E)
-        linear[:, edge] = (linear[:, edge] + more.reshape(3, len(FINE), -1).sum(1)) / (1 + len(FINE))
-    return develop(linear, camera.gain).reshape(camera.height, camera.width, 3)
+        linear[:, at] = (linear[:, at] + more.reshape(3, len(FINE), -1).sum(1)) / (1 + len(FINE))
+    return develop(linear, gain).reshape(camera.height, camera.width, 3)
 
 
 def _borders(surface: NDArray[np.int32], light: Float32) -> NDArray[np.intp]:
