@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from mim4d.world.exact import norm
+from mim4d.world import exact
 from mim4d.world.geometry import rigid, yaw_matrix
 from mim4d.world.scene import Hits, Moment, Scene, View
 from mim4d.world.shading import Shader, develop
@@ -22,7 +22,8 @@ LIDAR = "LIDAR_TOP"
 BEAMS = 32
 AZIMUTHS = 1084  # firings per turn
 LIDAR_NEAR, LIDAR_FAR = 1.0, 95.0  # metres
-RANGE_NOISE = 0.015  # standard deviation, metres
+RANGE_NOISE = 0.02  # standard deviation, metres
+STRAY = 0.005  # share of echoes lost for no reason
 # channel: heading in degrees, focal length over image width, place on the car (x, y, z) metres
 CAMERAS: dict[str, tuple[float, float, tuple[float, float, float]]] = {
     "CAM_FRONT": (0.0, 0.79, (1.70, 0.0, 1.52)),
@@ -49,6 +50,7 @@ REFLECT[[Material.METAL, Material.STRIPES, Material.POSTER, Material.BODY_SIDE, 
     0.5,
     0.5,
 )
+PANES = np.isin(np.arange(len(Material)), [Material.GLASS, Material.CURTAIN])
 
 
 def firing_offset(heading: float) -> float:
@@ -94,7 +96,7 @@ def pixel_rays(intrinsics: Array, x: Array, y: Array) -> Float32:
     right = (x - intrinsics[0, 2]) / intrinsics[0, 0]
     down = (y - intrinsics[1, 2]) / intrinsics[1, 1]
     d = np.stack([right, down, np.ones_like(right)], -1)
-    return (d / norm(d, keepdims=True)).astype(np.float32)
+    return (d / exact.norm(d, keepdims=True)).astype(np.float32)
 
 
 def _tilt(rng: np.random.Generator, degrees: float) -> Array:
@@ -214,22 +216,34 @@ def _borders(surface: NDArray[np.int32], light: Float32) -> NDArray[np.intp]:
 def sweep(scene: Scene, lidar: Lidar, t: float, rng: np.random.Generator) -> tuple[Float32, NDArray[np.int32]]:
     """One turn of the LiDAR, as if all beams fired at the moment t.
 
+    nuScenes' sweeps are compensated for the car's own motion, and its boxes are drawn where their points lie: one
+    moment gives both. What a real turn has beside that, things that move within it, is left out.
+
     Returns points (P, 5) [x, y, z in LiDAR coordinates, intensity 0..255, ring] and the actor (P,) each one lies on, or
-    -1. Beams that meet nothing between LIDAR_NEAR and LIDAR_FAR return nothing, as do a few weak ones.
+    -1. Beams that meet nothing between LIDAR_NEAR and LIDAR_FAR return nothing. Echoes are lost where they are weak
+    (far, dark, flat) or go astray in glass, and a few anywhere. ``knobs.sensor_noise`` scales the noise of range and
+    intensity and the share that is lost.
     """
+    amount = np.float32(scene.knobs.sensor_noise)
     origin, d = _world_rays(scene, t, lidar.ego_from_lidar, lidar.rays)
     moment = scene.at(t)
     hits = moment.cast(origin, d)
-    noise = (RANGE_NOISE * rng.standard_normal(len(d))).astype(np.float32)
+    noise = np.float32(RANGE_NOISE) * amount * rng.standard_normal(len(d)).astype(np.float32)
     luck = rng.random(len(d), dtype=np.float32)
     kept = np.flatnonzero((hits.distance > LIDAR_NEAR) & (hits.distance < LIDAR_FAR))
     face, r = hits.face[kept], hits.distance[kept]
-    facing = np.abs(np.einsum("pi,pi->p", moment.normals[face], d[kept]))
-    reflect = REFLECT[scene.mesh.material[face]] * (0.4 + 0.6 * scene.mesh.tint[face].mean(1).clip(0, 1))
+    material = scene.mesh.material[face]
+    facing = np.abs(exact.dot(moment.normals[face], d[kept]))
+    reflect = REFLECT[material] * (0.4 + 0.6 * scene.mesh.tint[face].mean(1).clip(0, 1))
     signal = reflect * (0.25 + 0.75 * facing)
-    strong = luck[kept] < 1.3 * np.exp(-((r / 70.0) ** 2) * (0.25 / (signal + 0.02)))
+    returned = np.minimum(1.3 * exact.exp(-(r / 70.0) * (r / 70.0) * (0.25 / (signal + 0.02))), 1 - STRAY)
+    # A pane is a mirror: it sends back what meets it head on.
+    head_on = facing * facing
+    head_on *= head_on
+    returned *= np.where(PANES[material], 0.1 + 0.9 * head_on * head_on, 1.0)
+    strong = luck[kept] >= amount * (1 - returned)
     kept, r, signal = kept[strong], r[strong], signal[strong]
-    xyz = lidar.rays[kept] * (r + noise[kept])[:, None]
-    intensity = np.round(np.clip(255 * signal * (0.9 + 0.2 * luck[kept]), 0, 255))
+    xyz = lidar.rays[kept] * np.maximum(r + noise[kept], LIDAR_NEAR)[:, None]
+    intensity = np.round(np.clip(255 * signal * (1 + amount * (0.2 * luck[kept] - 0.1)), 0, 255))
     points = np.concatenate([xyz, intensity[:, None], lidar.ring[kept, None]], 1).astype(np.float32)
     return points, hits.owner[kept]
