@@ -19,6 +19,7 @@ from mim4d.world.sensors import Rig, make_rig
 from mim4d.world.shading import Shader
 from mim4d.world.tables import SceneRows, map_place, text
 from mim4d.world.textures import Atlas
+from mim4d.world.truth import instance_files
 from mim4d.world.writer import CHANNELS, LIDAR, SceneWriter, frame_count
 
 PIECE_SECONDS = 2.0  # of work that a kill may cost, and that a worker may have left when all others are done
@@ -117,7 +118,9 @@ class Workshop:
         made = SceneRows(self.recipe, writer.slot, writer.scene, writer.rig, known)
         kept = {rows_file(piece.group, table): text(rows).encode() for table, rows in made.rows.items()}
         sizes = {place: self.folder.keep(place, data) for place, data in kept.items()}
-        self.folder.finish_piece(piece.name, {"files": {}, "kept": sizes})
+        things = instance_files(piece.group, writer.scene, made.annotated) if self.recipe.extras else {}
+        files = {place: self.folder.put(place, data) for place, data in things.items()}
+        self.folder.finish_piece(piece.name, {"files": files, "kept": sizes})
 
     def _map(self, piece: Piece) -> None:
         """The streets of a location's scenes, as a mask and as vectors."""

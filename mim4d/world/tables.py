@@ -106,6 +106,7 @@ class SceneRows:
         for note in notes:
             for name in ("points", "seen", "inside"):
                 self._add(getattr(self, name), note.get(name, {}))
+        self.annotated = [""] * len(scene.actors)  # tokens of their instances
         self._log()
         for channel in (LIDAR, *CAMERAS):
             self._sensor(channel)
@@ -172,9 +173,10 @@ class SceneRows:
                     chain.append(key)
             if not chain:
                 continue
+            self.annotated[i] = self.token("instance", i)
             name = lambda key, i=i: self.token("annotation", i, key)
             instance = {
-                "token": self.token("instance", i),
+                "token": self.annotated[i],
                 "category_token": token(self.root, "category", actor.category),
                 "nbr_annotations": len(chain),
             }

@@ -12,12 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mim4d.world import exact
+from mim4d.world import exact, truth
 from mim4d.world.files import Note
 from mim4d.world.geometry import yaw_matrix
+from mim4d.world.maps import token
 from mim4d.world.recipe import Recipe, Slot
-from mim4d.world.scene import Moment, Scene
-from mim4d.world.sensors import CAMERA_HZ, CAMERAS, KEY_HZ, LIDAR, LIDAR_HZ, Camera, Rig, camera_view, render, sweep
+from mim4d.world.scene import Hits, Moment, Scene
+from mim4d.world.sensors import (
+    CAMERA_HZ,
+    CAMERAS,
+    KEY_HZ,
+    LIDAR,
+    LIDAR_HZ,
+    Camera,
+    Rig,
+    camera_view,
+    render,
+    sweep,
+    trace,
+)
 from mim4d.world.shading import Shader
 
 Array = NDArray[np.float64]
@@ -102,8 +115,11 @@ class SceneWriter:
         counts: dict[int, list[int]] = {}
         for shot in wanted:
             t = shot.t_us / 1e6
-            points, _ = sweep(self.scene, self.rig.lidar, t, self.stream(shot.channel, shot.frame))
+            points, owner = sweep(self.scene, self.rig.lidar, t, self.stream(shot.channel, shot.frame))
             put(shot.place, points.tobytes())
+            if self.recipe.extras:
+                for place, data in self._sweep_truth(shot, owner).items():
+                    put(place, data)
             if shot.key:
                 pose = exact.compose(self.scene.ego_pose(t), self.rig.lidar.ego_from_lidar)
                 xyz = exact.apply(pose[:3, :3], points[:, :3].astype(np.float64)) + pose[:3, 3]
@@ -120,14 +136,32 @@ class SceneWriter:
             camera, t = self.rig.cameras[shot.channel], shot.t_us / 1e6
             moment = self.scene.at(t, camera_view(self.scene, camera, t))
             buffer = io.BytesIO()  # Pillow hides why a disk takes no more
-            Image.fromarray(render(self.shader, camera, moment)).save(
-                buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0
-            )
+            hits = trace(camera, moment)
+            image = Image.fromarray(render(self.shader, camera, moment, hits))
+            image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
             put(shot.place, buffer.getvalue())
+            if shot.key and self.recipe.extras:
+                for place, data in self._image_truth(shot, camera, moment, hits).items():
+                    put(place, data)
             if shot.key:
                 counts["inside"][shot.sample], counts["seen"][shot.sample] = self._visible(camera, moment)
             done()
         return dict(counts)
+
+    def token(self, *parts: object) -> str:
+        return token(self.recipe.token_root, self.slot.name, *parts)
+
+    def _sweep_truth(self, shot: Shot, owner: NDArray[np.int32]) -> dict[str, bytes]:
+        files = truth.sweep_files(self.token("data", shot.channel, shot.frame), owner)
+        if shot.key:
+            files |= truth.sample_files(self.token("sample", shot.sample), self.scene, self.rig, shot.t_us / 1e6)
+        return files
+
+    def _image_truth(self, shot: Shot, camera: Camera, moment: Moment, hits: Hits) -> dict[str, bytes]:
+        following = range(shot.frame + 1, frame_count(self.recipe.seconds, shot.channel))[:1]
+        later = [after.t_us / 1e6 for after in shots(self.slot, self.rig, shot.channel, following)]
+        me = self.token("data", shot.channel, shot.frame)
+        return truth.image_files(me, camera, moment, hits, later[0] if later else None)
 
     def _surface_points(self, rng: np.random.Generator, actor: int) -> NDArray[np.float32]:
         """(SURFACE_POINTS, 3) points spread over an actor's faces by area, about its centre."""
