@@ -96,7 +96,7 @@ def generate(
     image_size: (height, width) of the images in pixels.
     version: "v1.0-mini", which has names for ten scenes, or "v1.0-trainval"; empty takes the first that holds them.
     knobs: weather, light, texture, sensor noise and traffic.
-    extras: also write what nuScenes lacks.
+    extras: also write what nuScenes lacks (:mod:`mim4d.world.truth`); nothing else changes by it.
     workers: processes to share the work among, at most; None takes one per core, as far as 2 GB of memory hold them.
     The bytes do not depend on it.
     progress: called as progress(done, total) with counts of files, once at the start and after each file.

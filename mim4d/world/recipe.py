@@ -169,8 +169,9 @@ class Recipe:
 
     @property
     def token_root(self) -> str:
-        """Enters every token, so that two different worlds share none."""
-        return f"mim4d-world/{json.dumps(self.record(), sort_keys=True)}"
+        """Enters every token, so that two different worlds share none; the truth beside a world makes it no other."""
+        made = {name: value for name, value in self.record().items() if name != "extras"}
+        return f"mim4d-world/{json.dumps(made, sort_keys=True)}"
 
     def slots(self) -> list[Slot]:
         """The scenes: three towns' maps for training, the fourth for validation, tiles in a square on each."""
