@@ -101,11 +101,12 @@ def pixel_rays(intrinsics: Array, x: Array, y: Array) -> Float32:
 
 def _tilt(rng: np.random.Generator, degrees: float) -> Array:
     """A small random rotation."""
-    v = np.radians(degrees) * rng.standard_normal(3).clip(-2, 2)
-    angle = float(np.linalg.norm(v))
+    v = math.radians(degrees) * rng.standard_normal(3).clip(-2, 2)
+    angle = float(exact.norm(v))
     k = v / max(angle, 1e-12)
     m = np.array([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]])
-    return np.eye(3) + math.sin(angle) * m + (1 - math.cos(angle)) * (m @ m)
+    sin, cos = exact.sincos(angle)
+    return np.eye(3) + sin * m + (1 - cos) * exact.compose(m, m)
 
 
 def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> Rig:
@@ -121,33 +122,33 @@ def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> Rig:
                 [0, 0, 1],
             ]
         )
-        rotation = yaw_matrix(math.radians(heading)) @ OPTICAL @ _tilt(rng, 0.4)
+        rotation = exact.compose(exact.compose(yaw_matrix(math.radians(heading)), OPTICAL), _tilt(rng, 0.4))
         pose = rigid(rotation, np.array(place) + 0.01 * rng.standard_normal(3).clip(-2, 2))
         gain = 0.8 * float(1 + 0.03 * rng.standard_normal())
         x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
         rays = pixel_rays(k, x.ravel(), y.ravel())
         cameras[channel] = Camera(channel, width, height, k, pose, gain, firing_offset(heading), rays)
-    elevation = np.radians(np.linspace(-30.67, 10.67, BEAMS))
+    elevation = math.pi / 180 * np.linspace(-30.67, 10.67, BEAMS)
     azimuth = -2 * np.pi * np.arange(AZIMUTHS) / AZIMUTHS
-    a, e = np.meshgrid(azimuth, elevation, indexing="ij")
-    rays = np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], -1).reshape(-1, 3)
+    (sin_a, cos_a), (sin_e, cos_e) = (exact.sincos(x) for x in np.meshgrid(azimuth, elevation, indexing="ij"))
+    rays = np.stack([cos_e * cos_a, cos_e * sin_a, sin_e], -1).reshape(-1, 3)
     ring = np.broadcast_to(np.arange(BEAMS), (AZIMUTHS, BEAMS)).reshape(-1)
-    mount = rigid(yaw_matrix(-math.pi / 2) @ _tilt(rng, 0.3), np.array([0.95, 0.0, 1.84]))
+    mount = rigid(exact.compose(yaw_matrix(-math.pi / 2), _tilt(rng, 0.3)), np.array([0.95, 0.0, 1.84]))
     return Rig(cameras, Lidar(mount, rays.astype(np.float32), ring.astype(np.float32)))
 
 
 def _world_rays(scene: Scene, t: float, ego_from_sensor: Array, rays: Float32) -> tuple[Array, Float32]:
-    pose = scene.ego_pose(t) @ ego_from_sensor
-    return pose[:3, 3], rays @ pose[:3, :3].T.astype(np.float32)
+    pose = exact.compose(scene.ego_pose(t), ego_from_sensor)
+    return pose[:3, 3], exact.apply(pose[:3, :3].astype(np.float32), rays)
 
 
 def camera_view(scene: Scene, camera: Camera, t: float) -> View:
     """What a camera can see at the moment t, a little more than its image."""
-    pose = scene.ego_pose(t) @ camera.ego_from_cam
-    axis = pose[:2, 2] / np.linalg.norm(pose[:2, 2])
+    pose = exact.compose(scene.ego_pose(t), camera.ego_from_cam)
+    axis = pose[:2, 2] / exact.norm(pose[:2, 2])
     left, right = camera.intrinsics[0, 2], camera.width - camera.intrinsics[0, 2]
     # The corners of a tilted image reach a little further to the side than its middle row.
-    half = math.atan2(1.15 * max(left, right), camera.intrinsics[0, 0])
+    half = float(exact.atan2(1.15 * max(left, right), camera.intrinsics[0, 0]))
     return View(pose[:2, 3], axis, half)
 
 
