@@ -22,6 +22,7 @@ LIDAR = "LIDAR_TOP"
 BEAMS = 32
 AZIMUTHS = 1084  # firings per turn
 LIDAR_NEAR, LIDAR_FAR = 1.0, 95.0  # metres
+LIDAR_REACH = 70.0  # over which a grey wall's echo fades, metres
 RANGE_NOISE = 0.02  # standard deviation, metres
 STRAY = 0.005  # share of echoes lost for no reason
 # channel: heading in degrees, focal length over image width, place on the car (x, y, z) metres
@@ -237,7 +238,8 @@ def sweep(scene: Scene, lidar: Lidar, t: float, rng: np.random.Generator) -> tup
     facing = np.abs(exact.dot(moment.normals[face], d[kept]))
     reflect = REFLECT[material] * (0.4 + 0.6 * scene.mesh.tint[face].mean(1).clip(0, 1))
     signal = reflect * (0.25 + 0.75 * facing)
-    returned = np.minimum(1.3 * exact.exp(-(r / 70.0) * (r / 70.0) * (0.25 / (signal + 0.02))), 1 - STRAY)
+    far = r / np.float32(LIDAR_REACH)
+    returned = np.minimum(1.3 * exact.exp(-far * far * (0.25 / (signal + 0.02))), 1 - STRAY)
     # A pane is a mirror: it sends back what meets it head on.
     head_on = facing * facing
     head_on *= head_on
