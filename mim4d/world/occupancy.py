@@ -72,8 +72,8 @@ def occupancy(scene: Scene, rig: Rig, t: float) -> Occupancy:
 
 
 def label_of(category: str) -> int:
-    """nuScenes' name of a category -> index into LABELS."""
-    return next(LABELS.index(name) for name, start in CLASSES.items() if category.startswith(start))
+    """nuScenes' name of a category -> index into LABELS; what the benchmark does not look for is structure."""
+    return next((LABELS.index(name) for name, start in CLASSES.items() if category.startswith(start)), STRUCTURE)
 
 
 def _triangles(scene: Scene, t: float) -> tuple[Array, NDArray[np.int32]]:
