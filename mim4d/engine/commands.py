@@ -160,7 +160,8 @@ def _render(arguments: list[str]) -> int:
 def _world(arguments: list[str]) -> int:
     from mim4d.engine import world
 
-    return world.run(parse(world.WorldArguments, arguments, "mim4d world"))
+    default, description = world.defaults(_value(arguments, "preset"))
+    return world.run(parse(world.WorldArguments, arguments, "mim4d world", default, description), arguments)
 
 
 def _bench(arguments: list[str]) -> int:

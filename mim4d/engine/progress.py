@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -48,20 +49,44 @@ class Rate:
         return f"{self.seconds:.2f} s/step" if self.seconds >= 0.1 else f"{1.0 / self.seconds:.1f} steps/s"
 
 
+class Pace:
+    """How fast a count goes, over the last ``SECONDS`` seconds, and how long the rest of it will take."""
+
+    SECONDS = 30.0
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._seen: deque[tuple[float, int]] = deque()  # moment, count; what was there at the first call is no speed
+
+    def text(self, done: int, total: int, now: float | None = None) -> str:
+        """``23 files/s  0:12 left``; empty before the second count and at the end."""
+        now = time.perf_counter() if now is None else now
+        self._seen.append((now, done))
+        while now - self._seen[0][0] > self.SECONDS and len(self._seen) > 2:
+            self._seen.popleft()
+        seconds, count = now - self._seen[0][0], done - self._seen[0][1]
+        if seconds <= 0 or count <= 0 or done >= total:
+            return ""
+        rate = count / seconds
+        shown = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+        return f"{shown} {self._unit}/s  {clock((total - done) / rate)} left"
+
+
 class Ticker:
     """Without a bar: how far a long count has come, as a plain line every ``SECONDS`` seconds."""
 
     SECONDS = 5.0
 
-    def __init__(self, display: Display, title: str) -> None:
-        self._display, self._title = display, title
+    def __init__(self, display: Display, title: str, pace: Pace | None = None) -> None:
+        self._display, self._title, self._pace = display, title, pace
         self._last = time.perf_counter()
 
     def __call__(self, done: int, total: int) -> None:
         now = time.perf_counter()
+        note = self._pace.text(done, total, now) if self._pace else ""
         if now - self._last >= self.SECONDS:
             self._last = now
-            self._display.line(f"{self._title}: {done} of {total}")
+            self._display.line(f"{self._title}: {done} of {total}" + (f"  {note}" if note else ""))
 
 
 class Display:
@@ -97,14 +122,20 @@ class Display:
                 bar.advance(task)
 
     @contextmanager
-    def count(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """A callback (done, total) that moves a bar; without a terminal, a line every few seconds."""
+    def count(self, title: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+        """A callback (done, total) that moves a bar; without a terminal, a line every few seconds.
+
+        ``unit``: what is counted, for a rate and the time left beside the count; empty shows neither.
+        """
+        pace = Pace(unit) if unit else None
         if not self.live:
-            yield Ticker(self, title)
+            yield Ticker(self, title, pace)
             return
         with self._bar() as bar:
             task = bar.add_task(title, total=None, note="")
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            yield lambda done, total: bar.update(
+                task, completed=done, total=total, note=pace.text(done, total) if pace else ""
+            )
 
     def steps(self, first: int, total: int, every: int) -> StepDisplay:
         """The display of the training loop."""

@@ -374,8 +374,8 @@ def _reproduce(run: RunFolder) -> str:
     if run.world is not None:
         made = [f"--{name}={run.world[name]}" for name in ("seed", "scenes", "seconds")]
         knobs = run.world.get("knobs")
-        turned = knobs.items() if isinstance(knobs, dict) else ()
-        made += [f"--{str(name).replace('_', '-')}={value}" for name, value in turned]
+        turned = {"version": run.world.get("version"), **(knobs if isinstance(knobs, dict) else {})}
+        made += [f"--{str(name).replace('_', '-')}={value}" for name, value in turned.items() if value is not None]
         world = ["mim4d", "world", root, *made, "--image-size={}x{}".format(*run.world["image_size"])]
         groups.append(("make the synthetic world, where there is none yet", world))
     if settings.get("preset"):

@@ -1,95 +1,31 @@
-"""Makes a synthetic driving data set in the nuScenes format, whole or not at all."""
+"""Makes a synthetic driving data set in the nuScenes format: whole or not at all, and from where it was stopped."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from mim4d.errors import UserError
+from mim4d.world.crew import Plan, work_alone, work_together
+from mim4d.world.files import Folder, exclusive, told
 from mim4d.world.knobs import STANDARD, Knobs
-from mim4d.world.maps import LOCATIONS, Expansion, write_mask
-from mim4d.world.roads import TILE_SIZE
+from mim4d.world.pieces import MAP, ROWS, Piece, Workshop, build, rows_file, scene_pieces, seconds_per_file
+from mim4d.world.recipe import Recipe, Slot
 from mim4d.world.scene import Scene
-from mim4d.world.sensors import Rig, make_rig
-from mim4d.world.shading import Shader
-from mim4d.world.tables import Tables, scene_files
-from mim4d.world.textures import Atlas
+from mim4d.world.sensors import Rig
+from mim4d.world.tables import TABLES, common_rows, join, map_rows, text
+from mim4d.world.writer import scene_files
 
-# The scenes of nuscenes-devkit's splits of the same names: a version folder v1.0-mini may hold no others.
-MINI_TRAIN = (
-    "scene-0061",
-    "scene-0553",
-    "scene-0655",
-    "scene-0757",
-    "scene-0796",
-    "scene-1077",
-    "scene-1094",
-    "scene-1100",
-)
-MINI_VAL = ("scene-0103", "scene-0916")
 MANIFEST = "world.json"
-FORMAT = 2  # raised whenever the same arguments give another world
-EPOCH_US = 1_767_268_800_000_000  # 2026-01-01 12:00 UTC
-DAY_US = 86_400_000_000
+WORTH = 3.0  # seconds of work for which another process is started
+MEMORY = 1.9e9  # bytes that all processes together may take, where it is not said how many there shall be
+WORKER_BYTES, PIXEL_BYTES = 130e6, 160  # that a worker takes, and takes more for every pixel of an image (measured)
 
 Progress = Callable[[int, int], None]
-
-
-def scene_names(scenes: int) -> tuple[list[str], list[str]]:
-    """Names of the training and of the validation scenes: the last fifth, at least one, is for validation.
-
-    Raises UserError where the devkit's splits have too few names.
-    """
-    validation = max(1, scenes // 5)
-    train = scenes - validation
-    if train < 1 or train > len(MINI_TRAIN) or validation > len(MINI_VAL):
-        raise UserError(
-            f"scenes: got {scenes}, want 2 to {len(MINI_TRAIN) + len(MINI_VAL)} "
-            " (nuscenes-devkit's splits mini_train and mini_val name no more)"
-        )
-    return list(MINI_TRAIN[:train]), list(MINI_VAL[:validation])
-
-
-def _check(seed: int, scenes: int, seconds: float, image_size: tuple[int, int], knobs: Knobs) -> dict[str, object]:
-    """The arguments as the manifest records them; UserError for those that make no world."""
-    whole = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool)
-    if not whole(seed) or seed < 0:
-        raise UserError(f"seed: got {seed!r}, want a whole number from 0 on")
-    if not whole(scenes):
-        raise UserError(f"scenes: got {scenes!r}, want a whole number")
-    scene_names(scenes)
-    if (
-        isinstance(seconds, bool)
-        or not isinstance(seconds, (int, float))
-        or not math.isfinite(seconds)
-        or not 0.5 <= seconds <= 20
-    ):
-        raise UserError(f"seconds: got {seconds!r}, want 0.5 to 20 (nuScenes scenes last 20 s)")
-    try:
-        height, width = image_size
-    except (TypeError, ValueError):
-        raise UserError(f"image_size: got {image_size!r}, want (height, width)") from None
-    if not (whole(height) and whole(width) and 32 <= height <= 4096 and 32 <= width <= 4096):
-        raise UserError(f"image_size: got {image_size!r}, want height and width in whole pixels from 32 to 4096")
-    if not isinstance(knobs, Knobs):
-        raise UserError(f"knobs: got {knobs!r}, want a mim4d.world.Knobs")
-    return {
-        "format": FORMAT,
-        "seed": int(seed),
-        "scenes": int(scenes),
-        "seconds": float(seconds),
-        "image_size": [int(height), int(width)],
-        "knobs": knobs.record(),
-    }
 
 
 def _existing(out: Path, wanted: dict[str, object]) -> bool:
@@ -99,6 +35,10 @@ def _existing(out: Path, wanted: dict[str, object]) -> bool:
     if not out.is_dir():
         raise UserError(f"{out} is a file; give a folder for the world")
     if not any(out.iterdir()):
+        if out.is_mount():
+            raise UserError(
+                f"{out} is the root of a file system, which no finished world can replace; give a folder in it"
+            )
         return False
     try:
         found = json.loads((out / MANIFEST).read_text())
@@ -106,52 +46,7 @@ def _existing(out: Path, wanted: dict[str, object]) -> bool:
         raise UserError(f"{out} is not empty and holds no synthetic world; choose another folder") from None
     if found == wanted:
         return True
-    shown = ", ".join(f"{k}={v}" for k, v in found.items()) if isinstance(found, dict) else "unknown arguments"
-    raise UserError(f"{out} already holds a world made with {shown}; choose another folder or delete it")
-
-
-@contextlib.contextmanager
-def _workspace(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that becomes ``out`` in one step at the end.
-
-    An exception removes it. A killed process cannot, so the next run does: the folder's owner holds a lock on it while
-    it lives, and a folder that nobody holds is litter.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{out.name}.partial-"
-    for old in out.parent.glob(prefix + "*"):
-        with contextlib.suppress(OSError):
-            handle = os.open(old, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(old, ignore_errors=True)
-            finally:
-                os.close(handle)
-    work = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
-    handle = os.open(work, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        yield work
-        os.chmod(work, 0o755)
-        os.rename(work, out)  # replaces an empty folder, fails on one that has filled meanwhile
-    finally:
-        os.close(handle)
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _layout(scenes: int) -> list[tuple[str, str, int, bool]]:
-    """Per scene: name, location, number of its tile there, whether it is for validation. Towns differ by split."""
-    train, validation = scene_names(scenes)
-    out = [(name, LOCATIONS[i % 3], i // 3, False) for i, name in enumerate(train)]
-    return out + [(name, LOCATIONS[3], i, True) for i, name in enumerate(validation)]
-
-
-def _build(
-    seed: int, seconds: float, image_size: tuple[int, int], knobs: Knobs, index: int, tile: int, validation: bool
-) -> tuple[Scene, Rig]:
-    place = (tile * TILE_SIZE, 0.0)
-    scene = Scene(seed=seed, index=index, validation=validation, seconds=seconds, tile=place, knobs=knobs)
-    return scene, make_rig(np.random.default_rng([seed, index, 21]), image_size)
+    raise UserError(f"{out} already holds a world made with {told(found)}; choose another folder or delete it")
 
 
 def open_scene(root: str | os.PathLike[str], name: str) -> tuple[Scene, Rig, int]:
@@ -163,16 +58,16 @@ def open_scene(root: str | os.PathLike[str], name: str) -> tuple[Scene, Rig, int
     Raises UserError when ``root`` holds no synthetic world or no scene of that name.
     """
     try:
-        made = json.loads((Path(root) / MANIFEST).read_text())
-        seed, seconds, size = made["seed"], made["seconds"], tuple(made["image_size"])
-        layout, knobs = _layout(made["scenes"]), Knobs.read(made["knobs"])
+        recipe = Recipe.read(json.loads((Path(root) / MANIFEST).read_text()))
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{root} holds no synthetic world ({MANIFEST} is missing or damaged)") from None
-    for index, (known, _, tile, validation) in enumerate(layout):
-        if known == name:
-            scene, rig = _build(seed, seconds, size, knobs, index, tile, validation)
-            return scene, rig, EPOCH_US + index * DAY_US
-    raise UserError(f"{root} holds no scene {name!r}; it holds {', '.join(k for k, *_ in layout)}")
+    except UserError as e:
+        raise UserError(f"{root}: {e}") from None
+    slots = recipe.slots()
+    for slot in slots:
+        if slot.name == name:
+            return *build(recipe, slot), slot.start_us
+    raise UserError(f"{root} holds no scene {name!r}; it holds {', '.join(slot.name for slot in slots)}")
 
 
 def generate(
@@ -182,45 +77,109 @@ def generate(
     scenes: int = 2,
     seconds: float = 4.0,
     image_size: tuple[int, int] = (128, 224),
+    version: str = "",
     knobs: Knobs = STANDARD,
+    extras: bool = False,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Writes a synthetic driving data set that nuscenes-devkit loads as version v1.0-mini.
+    """Writes a synthetic driving data set that nuscenes-devkit loads.
 
     out: folder to make. It appears whole, at the end. When it already holds the world of the same arguments nothing is
-    done; a folder that holds anything else is refused.
+    done; a folder that holds anything else is refused. What a stopped run had made lies in ``.OUT.partial`` beside it,
+    and a call with the same arguments goes on from there.
     seed: of everything random; the same arguments give the same bytes on any machine (docs/world.md).
-    scenes: 2 to 10. The last fifth, at least one, is named from the devkit's split mini_val, the rest from mini_train.
+    scenes: 2 to 850. The last fifth, at least one, is named from the devkit's validation split, the rest from its
+    training split.
     seconds: length of a scene, 0.5 to 20: key frames at 2 Hz from 0 to ``seconds``, images at 12 Hz per camera, sweeps
     at 20 Hz.
     image_size: (height, width) of the images in pixels.
+    version: "v1.0-mini", which has names for ten scenes, or "v1.0-trainval"; empty takes the first that holds them.
     knobs: weather, light, texture, sensor noise and traffic.
+    extras: also write what nuScenes lacks (:mod:`mim4d.world.truth`); nothing else changes by it.
+    workers: processes to share the work among, at most; None takes one per core, as far as 2 GB of memory hold them.
+    The bytes do not depend on it.
     progress: called as progress(done, total) with counts of files, once at the start and after each file.
 
     Raises UserError for arguments out of range, a folder in use, a folder that cannot be written, or missing embreex.
     """
-    wanted = _check(seed, scenes, seconds, image_size, knobs)
-    out = Path(out).absolute()
+    recipe = Recipe(seed, scenes, seconds, image_size, version, knobs, extras)
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise UserError(f"workers: got {workers!r}, want a whole number from 1 on")
+    wanted, out = recipe.record(), Path(os.path.realpath(out))
+    partial = out.parent / f".{out.name}.partial"
     try:
         if _existing(out, wanted):
+            _clear(partial)
             return
-        with _workspace(out) as work:
-            _write(work, seed, scenes, float(seconds), image_size, knobs, progress or (lambda done, total: None))
-            (work / MANIFEST).write_text(json.dumps(wanted, indent=1) + "\n")
+        slots = recipe.slots()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(partial) as lock:
+            folder = Folder(partial)
+            if _existing(out, wanted):  # another process has finished it meanwhile
+                folder.tidy()
+                return
+            folder.claim(wanted)
+            with _kept(folder, out):
+                folder.begin(wanted)
+                _make(
+                    recipe,
+                    slots,
+                    folder,
+                    lock,
+                    workers or default_workers(recipe),
+                    progress or (lambda done, total: None),
+                )
+                folder.finish(out)
     except OSError as e:
         raise UserError(f"cannot write the world to {out}: {e.strerror or e}") from e
 
 
-def _write(
-    root: Path,
-    seed: int,
-    scenes: int,
-    seconds: float,
-    image_size: tuple[int, int],
-    knobs: Knobs,
-    progress: Progress,
-) -> None:
-    total, done = scenes * scene_files(seconds), 0
+def _clear(partial: Path) -> None:
+    """Removes what a run left that was killed in its last moment."""
+    if partial.is_dir():
+        with contextlib.suppress(UserError), exclusive(partial):
+            if Folder(partial).emptied:
+                Folder(partial).remove()
+
+
+@contextlib.contextmanager
+def _kept(folder: Folder, out: Path) -> Iterator[None]:
+    """Keeps what is done when the making stops, and says so."""
+    try:
+        yield
+    except BaseException as e:
+        folder.tidy()
+        if not folder.started:
+            raise
+        kept = f"what is done lies in {folder.path}, and the same command goes on from there"
+        if isinstance(e, OSError):
+            raise UserError(f"cannot write the world to {out}: {e.strerror or e}; {kept}") from e
+        if isinstance(e, UserError):
+            raise UserError(f"{e}; {kept}") from e
+        raise
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def default_workers(recipe: Recipe) -> int:
+    """One per core, but no more than MEMORY holds."""
+    height, width = recipe.image_size
+    return max(1, min(cores(), int(MEMORY / (WORKER_BYTES + PIXEL_BYTES * height * width))))
+
+
+def _make(recipe: Recipe, slots: list[Slot], folder: Folder, lock: int, workers: int, progress: Progress) -> None:
+    """Makes what is not there yet: the pieces, then the tables, and the manifest as the last file."""
+    total, done = len(slots) * scene_files(recipe.seconds), 0
+    locations = dict.fromkeys(slot.location for slot in slots)
+    pieces = [piece for slot in slots for piece in (*scene_pieces(recipe, slot), Piece(slot.name, ROWS))]
+    pieces += [Piece(location, MAP) for location in locations]
+    left = [piece for piece in pieces if folder.note(piece.name) is None]
+    done = total - sum(piece.files for piece in left)
     progress(done, total)
 
     def step() -> None:
@@ -228,24 +187,21 @@ def _write(
         done += 1
         progress(done, total)
 
-    atlas = Atlas(seed)
-    tables = Tables(root, f"mim4d-world/{seed}/{scenes}/{seconds}/{image_size[0]}x{image_size[1]}")
-    made: dict[str, list[tuple[str, Scene]]] = {}
-    for index, (name, location, tile, validation) in enumerate(_layout(scenes)):
-        scene, rig = _build(seed, seconds, image_size, knobs, index, tile, validation)
-        start = EPOCH_US + index * DAY_US
-        rng = np.random.default_rng([seed, index, 22])
-        log = tables.add_scene(
-            scene, rig, Shader(scene, atlas), name=name, location=location, start_us=start, rng=rng, done=step
-        )
-        made.setdefault(location, []).append((log, scene))
-    (root / "maps" / "expansion").mkdir(parents=True)
-    for location, entries in made.items():
-        expansion = Expansion(tables.token(location))
-        for _, scene in entries:
-            expansion.add(scene.roads)
-        (root / "maps" / "expansion" / f"{location}.json").write_text(json.dumps(expansion.finish(len(entries))))
-        filename = f"maps/{tables.token('mask', location)}.png"
-        write_mask(root / filename, [scene.roads for _, scene in entries])
-        tables.add_map(filename, [log for log, _ in entries])
-    tables.write()
+    plan = Plan(left)
+    work = sum(piece.files * seconds_per_file(recipe, piece.kind) for piece in left)
+    workers = min(workers, math.ceil(work / WORTH), len(left))
+    if workers > 1:
+        work_together(plan, recipe, slots, folder, lock, workers, step)
+    else:
+        work_alone(plan, Workshop(recipe, slots, folder), step)
+    shared = {**common_rows(recipe.token_root), **map_rows(recipe.token_root, slots)}
+    for table in TABLES:
+        if table in shared:
+            parts: Iterator[str] = iter([text(shared[table])])
+        else:
+            parts = (folder.kept(rows_file(slot.name, table)).read_text() for slot in slots)
+        folder.put_long(f"{recipe.version}/{table}.json", join(parts))
+    splits = {"world_train": [s.name for s in slots if not s.validation]}
+    splits["world_val"] = [s.name for s in slots if s.validation]
+    folder.put_long(f"{recipe.version}/splits.json", [json.dumps(splits, indent=1).encode() + b"\n"])
+    folder.put_long(MANIFEST, [json.dumps(recipe.record(), indent=1).encode() + b"\n"])

@@ -125,18 +125,19 @@ class Expansion:
         ]
         self.json["connectivity"][t] = {"incoming": [], "outgoing": []}
 
-    def finish(self, tiles: int) -> dict[str, Any]:
-        """The JSON with the size of the canvas, ``tiles`` scenes side by side."""
-        self.json["canvas_edge"] = [TILE_SIZE * tiles, TILE_SIZE]
+    def finish(self, columns: int, rows: int = 1) -> dict[str, Any]:
+        """The JSON with the size of the canvas: so many tiles side by side and above each other."""
+        self.json["canvas_edge"] = [TILE_SIZE * columns, TILE_SIZE * rows]
         return self.json
 
 
-def write_mask(path: Path, roads: list[Roads]) -> None:
-    """255 where one can drive or walk, 0 elsewhere; the scenes' tiles side by side, y upwards."""
+def write_mask(path: Path, roads: list[Roads], columns: int, rows: int = 1) -> None:
+    """255 where one can drive or walk, 0 elsewhere; ``columns`` x ``rows`` tiles, y upwards."""
     side = round(TILE_SIZE / MASK_RESOLUTION)
-    image = Image.new("L", (side * len(roads), side), 0)
+    image = Image.new("L", (side * columns, side * rows), 0)
     draw = ImageDraw.Draw(image)
     for r in roads:
         for polygon in (*r.drivable, *r.walkways):
-            draw.polygon([(x / MASK_RESOLUTION, side - y / MASK_RESOLUTION) for x, y in polygon.tolist()], fill=255)
-    image.save(path, compress_level=1)
+            points = [(x / MASK_RESOLUTION, side * rows - y / MASK_RESOLUTION) for x, y in polygon.tolist()]
+            draw.polygon(points, fill=255)
+    image.save(path, "PNG", compress_level=1)

@@ -78,8 +78,7 @@ class Scene:
         self.index, self.seconds, self.knobs = index, seconds, knobs
         styles = VAL_STYLES if validation else TRAIN_STYLES
         self.style: Style = styles[(seed + index) % len(styles)]
-        middle = (tile[0] + TILE_SIZE / 2, tile[1] + TILE_SIZE / 2)
-        self.ego, self.roads = self._plan(rng(0), PLANS[(seed + index) % len(PLANS)], middle, seconds)
+        self.ego, self.roads = self.streets(seed=seed, index=index, validation=validation, seconds=seconds, tile=tile)
         self.actors: list[Actor] = populate(rng(1), self.roads, self.ego, seconds)
         way = self.ego.pose(np.linspace(-0.1, seconds + 0.1, 64))[0][:, :2]  # (64, 2)
         self.origin = np.array([*way.mean(0), 0.0])
@@ -110,6 +109,15 @@ class Scene:
         self.haze = float(rng.uniform(350, 700))  # metres over which the air takes away all but 1/e
         self.warmth = float(rng.uniform(0.0, 1.0))  # of the sunlight
         self.sky_shift = rng.uniform(0, 1, 2)  # of the clouds
+
+    @classmethod
+    def streets(
+        cls, *, seed: int, index: int, validation: bool, seconds: float, tile: tuple[float, float]
+    ) -> tuple[Route, Roads]:
+        """The ego's way and the streets of the scene of these arguments, without the rest of it."""
+        middle = (tile[0] + TILE_SIZE / 2, tile[1] + TILE_SIZE / 2)
+        rng = np.random.default_rng([seed, index, int(validation), 0])
+        return cls._plan(rng, PLANS[(seed + index) % len(PLANS)], middle, seconds)
 
     @staticmethod
     def _plan(rng: np.random.Generator, plan: str, centre: tuple[float, float], seconds: float) -> tuple[Route, Roads]:

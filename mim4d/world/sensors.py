@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ LIDAR = "LIDAR_TOP"
 BEAMS = 32
 AZIMUTHS = 1084  # firings per turn
 LIDAR_NEAR, LIDAR_FAR = 1.0, 95.0  # metres
-RANGE_NOISE = 0.015  # standard deviation, metres
+LIDAR_REACH = 70.0  # over which a grey wall's echo fades, metres
+RANGE_NOISE = 0.02  # standard deviation, metres
+STRAY = 0.005  # share of echoes lost for no reason
 # channel: heading in degrees, focal length over image width, place on the car (x, y, z) metres
 CAMERAS: dict[str, tuple[float, float, tuple[float, float, float]]] = {
     "CAM_FRONT": (0.0, 0.79, (1.70, 0.0, 1.52)),
@@ -34,6 +36,7 @@ CAMERAS: dict[str, tuple[float, float, tuple[float, float, float]]] = {
 }
 FINE = ((0.83, 0.42), (0.26, 0.82), (0.41, 0.18))  # with the centre, four places spread over a pixel
 EDGE = 0.08  # difference of display brightness (0..1) between surfaces that is smoothed
+BLOCK = 1 << 15  # pixels cast and coloured at a time
 OPTICAL = np.array(
     [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
 )  # ego axes of a camera's x right, y down, z forward
@@ -48,6 +51,7 @@ REFLECT[[Material.METAL, Material.STRIPES, Material.POSTER, Material.BODY_SIDE, 
     0.5,
     0.5,
 )
+PANES = np.isin(np.arange(len(Material)), [Material.GLASS, Material.CURTAIN])
 
 
 def firing_offset(heading: float) -> float:
@@ -68,7 +72,6 @@ class Camera:
     gain: float  # exposure
     offset: float  # seconds between the key frame's LiDAR and this camera's firing
     rays: Float32  # (H * W, 3) unit directions in camera coordinates through the pixel centres
-    fine_rays: Float32  # (3, H * W, 3) through the three further places FINE inside every pixel
 
     @property
     def pixel(self) -> float:
@@ -89,11 +92,11 @@ class Rig:
     lidar: Lidar
 
 
-def pixel_rays(intrinsics: Array, width: int, height: int, shift: tuple[float, float] = (0.5, 0.5)) -> Float32:
-    """(H * W, 3) unit directions in camera coordinates through ``shift`` inside every pixel, row by row."""
-    x = (np.arange(width) + shift[0] - intrinsics[0, 2]) / intrinsics[0, 0]
-    y = (np.arange(height) + shift[1] - intrinsics[1, 2]) / intrinsics[1, 1]
-    d = np.stack([*np.meshgrid(x, y), np.ones((height, width))], -1).reshape(-1, 3)
+def pixel_rays(intrinsics: Array, x: Array, y: Array) -> Float32:
+    """(..., 3) unit directions in camera coordinates through places x, y (...) of the image, in pixels."""
+    right = (x - intrinsics[0, 2]) / intrinsics[0, 0]
+    down = (y - intrinsics[1, 2]) / intrinsics[1, 1]
+    d = np.stack([right, down, np.ones_like(right)], -1)
     return (d / exact.norm(d, keepdims=True)).astype(np.float32)
 
 
@@ -123,9 +126,9 @@ def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> Rig:
         rotation = exact.compose(exact.compose(yaw_matrix(math.radians(heading)), OPTICAL), _tilt(rng, 0.4))
         pose = rigid(rotation, np.array(place) + 0.01 * exact.normal(rng, 3).clip(-2, 2))
         gain = 0.8 * float(1 + 0.03 * exact.normal(rng))
-        rays = pixel_rays(k, width, height)
-        fine = np.stack([pixel_rays(k, width, height, place) for place in FINE])
-        cameras[channel] = Camera(channel, width, height, k, pose, gain, firing_offset(heading), rays, fine)
+        x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+        rays = pixel_rays(k, x.ravel(), y.ravel())
+        cameras[channel] = Camera(channel, width, height, k, pose, gain, firing_offset(heading), rays)
     elevation = math.pi / 180 * np.linspace(-30.67, 10.67, BEAMS)
     azimuth = -2 * np.pi * np.arange(AZIMUTHS) / AZIMUTHS
     (sin_a, cos_a), (sin_e, cos_e) = (exact.sincos(x) for x in np.meshgrid(azimuth, elevation, indexing="ij"))
@@ -152,8 +155,7 @@ def camera_view(scene: Scene, camera: Camera, t: float) -> View:
 
 def look(scene: Scene, camera: Camera, t: float) -> Hits:
     """Ground truth of an image: the hit of every pixel's centre ray, row by row (H * W). ``distance`` is ray length."""
-    origin, d = _world_rays(scene, t, camera.ego_from_cam, camera.rays)
-    return scene.at(t, camera_view(scene, camera, t)).cast(origin, d)
+    return trace(camera, scene.at(t, camera_view(scene, camera, t)))
 
 
 def camera_depth(scene: Scene, camera: Camera, t: float) -> Float32:
@@ -161,23 +163,44 @@ def camera_depth(scene: Scene, camera: Camera, t: float) -> Float32:
     return look(scene, camera, t).distance.reshape(camera.height, camera.width)
 
 
-def render(shader: Shader, camera: Camera, moment: Moment) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB image of a moment.
+def blocks(count: int, size: int = BLOCK) -> list[slice]:
+    """0..count in pieces: what a piece needs stays in the processor's cache, and memory does not grow with images."""
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def trace(camera: Camera, moment: Moment) -> Hits:
+    """The hit of every pixel's centre ray at a moment, row by row (H * W)."""
+    parts = []
+    for block in blocks(len(camera.rays)):
+        origin, d = _world_rays(moment.scene, moment.t, camera.ego_from_cam, camera.rays[block])
+        parts.append(moment.cast(origin, d))
+    return Hits(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Hits)))
+
+
+def render(shader: Shader, camera: Camera, moment: Moment, hits: Hits | None = None) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB image of a moment. ``hits``: what :func:`trace` gave for it, where that is at hand.
 
     One ray through each pixel's centre; pixels at a visible border between two surfaces get three more.
     """
     scene = moment.scene
-    origin, d = _world_rays(scene, moment.t, camera.ego_from_cam, camera.rays)
-    hits = moment.cast(origin, d)
-    linear = shader.colours(moment, origin, d, hits, camera.pixel)  # (3, H * W)
+    hits = trace(camera, moment) if hits is None else hits
+    gain = camera.gain
+    linear = np.empty((3, len(camera.rays)), np.float32)
+    for block in blocks(len(camera.rays)):
+        origin, d = _world_rays(scene, moment.t, camera.ego_from_cam, camera.rays[block])
+        part = Hits(*(getattr(hits, f.name)[block] for f in fields(Hits)))
+        linear[:, block] = shader.colours(moment, origin, d, part, camera.pixel)
     surface = np.where(hits.face >= 0, scene.mesh.surface[hits.face], -1).reshape(camera.height, camera.width)
-    green = np.sqrt(linear[1] * np.float32(camera.gain)).reshape(camera.height, camera.width)
+    green = np.sqrt(linear[1] * np.float32(gain)).reshape(camera.height, camera.width)
     edge = _borders(surface, green)
-    if len(edge):
-        _, d = _world_rays(scene, moment.t, camera.ego_from_cam, camera.fine_rays[:, edge].reshape(-1, 3))
+    for block in blocks(len(edge), BLOCK // len(FINE)):
+        at = edge[block]
+        row, column = np.divmod(at, camera.width)
+        x, y = (np.concatenate([place[i] + along for place in FINE]) for i, along in enumerate((column, row)))
+        origin, d = _world_rays(scene, moment.t, camera.ego_from_cam, pixel_rays(camera.intrinsics, x, y))
         more = shader.colours(moment, origin, d, moment.cast(origin, d), camera.pixel)  # (3, 3 * E)
-        linear[:, edge] = (linear[:, edge] + more.reshape(3, len(FINE), -1).sum(1)) / (1 + len(FINE))
-    return develop(linear, camera.gain).reshape(camera.height, camera.width, 3)
+        linear[:, at] = (linear[:, at] + more.reshape(3, len(FINE), -1).sum(1)) / (1 + len(FINE))
+    return develop(linear, gain).reshape(camera.height, camera.width, 3)
 
 
 def _borders(surface: NDArray[np.int32], light: Float32) -> NDArray[np.intp]:
@@ -195,22 +218,35 @@ def _borders(surface: NDArray[np.int32], light: Float32) -> NDArray[np.intp]:
 def sweep(scene: Scene, lidar: Lidar, t: float, rng: np.random.Generator) -> tuple[Float32, NDArray[np.int32]]:
     """One turn of the LiDAR, as if all beams fired at the moment t.
 
+    nuScenes' sweeps are compensated for the car's own motion, and its boxes are drawn where their points lie: one
+    moment gives both. What a real turn has beside that, things that move within it, is left out.
+
     Returns points (P, 5) [x, y, z in LiDAR coordinates, intensity 0..255, ring] and the actor (P,) each one lies on, or
-    -1. Beams that meet nothing between LIDAR_NEAR and LIDAR_FAR return nothing, as do a few weak ones.
+    -1. Beams that meet nothing between LIDAR_NEAR and LIDAR_FAR return nothing. Echoes are lost where they are weak
+    (far, dark, flat) or go astray in glass, and a few anywhere. ``knobs.sensor_noise`` scales the noise of range and
+    intensity and the share that is lost.
     """
+    amount = np.float32(scene.knobs.sensor_noise)
     origin, d = _world_rays(scene, t, lidar.ego_from_lidar, lidar.rays)
     moment = scene.at(t)
     hits = moment.cast(origin, d)
-    noise = (RANGE_NOISE * exact.normal(rng, len(d))).astype(np.float32)
+    noise = np.float32(RANGE_NOISE) * amount * exact.normal(rng, len(d)).astype(np.float32)
     luck = rng.random(len(d), dtype=np.float32)
     kept = np.flatnonzero((hits.distance > LIDAR_NEAR) & (hits.distance < LIDAR_FAR))
     face, r = hits.face[kept], hits.distance[kept]
+    material = scene.mesh.material[face]
     facing = np.abs(exact.dot(moment.normals[face], d[kept]))
-    reflect = REFLECT[scene.mesh.material[face]] * (0.4 + 0.6 * scene.mesh.tint[face].mean(1).clip(0, 1))
+    reflect = REFLECT[material] * (0.4 + 0.6 * scene.mesh.tint[face].mean(1).clip(0, 1))
     signal = reflect * (0.25 + 0.75 * facing)
-    strong = luck[kept] < 1.3 * exact.exp(-(r / 70.0) * (r / 70.0) * (0.25 / (signal + 0.02)))
+    far = r / np.float32(LIDAR_REACH)
+    returned = np.minimum(1.3 * exact.exp(-far * far * (0.25 / (signal + 0.02))), 1 - STRAY)
+    # A pane is a mirror: it sends back what meets it head on.
+    head_on = facing * facing
+    head_on *= head_on
+    returned *= np.where(PANES[material], 0.1 + 0.9 * head_on * head_on, 1.0)
+    strong = luck[kept] >= amount * (1 - returned)
     kept, r, signal = kept[strong], r[strong], signal[strong]
-    xyz = lidar.rays[kept] * (r + noise[kept])[:, None]
-    intensity = np.round(np.clip(255 * signal * (0.9 + 0.2 * luck[kept]), 0, 255))
+    xyz = lidar.rays[kept] * np.maximum(r + noise[kept], LIDAR_NEAR)[:, None]
+    intensity = np.round(np.clip(255 * signal * (1 + amount * (0.2 * luck[kept] - 0.1)), 0, 255))
     points = np.concatenate([xyz, intensity[:, None], lidar.ring[kept, None]], 1).astype(np.float32)
     return points, hits.owner[kept]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,10 @@ PRETRAIN = ["pretrain", "--preset", "demo", "--data.root", "root"]
         (["world"], "missing"),
         (["world", "x", "--image-size", "128"], "--image-size is HEIGHTxWIDTH"),
         (["world", "x", "--scenes", "1"], "scenes"),
+        (["world", "x", "--preset", "smal"], "--preset is one of tiny, small, large, not 'smal'; did you mean small?"),
+        (["world", "x", "--scenes", "11", "--version", "v1.0-mini"], "v1.0-mini holds 10 scenes at most"),
+        (["world", "x", "--workers", "-1"], "--workers is 0 (one per core) or more, not -1"),
+        (["world", "x", "--traffic", "99"], "traffic: got 99.0, want"),
         (["info", "--jsn"], "unknown option --jsn; did you mean --json?"),
     ],
 )
@@ -177,6 +182,50 @@ def test_world(tmp_path, capsys):
     assert f"--data.root {out}" in capsys.readouterr().out
     assert main(["world", str(out), "--seconds", "0.5", "--image-size", "32x56"]) == 0  # it is there already
     assert main(["world", str(out), "--seconds", "1"]) == 2  # another world is there
+
+
+def test_world_options_override_the_preset(tmp_path, monkeypatch):
+    pytest.importorskip("embreex")
+    from mim4d.engine import world
+
+    calls = []
+    monkeypatch.setattr(world, "generate", lambda out, **options: calls.append(options))
+    wanted = {
+        "small": (2, 4.0, (128, 224)),
+        "tiny": (2, 1.5, (48, 80)),
+        "large": (10, 20.0, (256, 704)),
+    }
+    for preset, values in wanted.items():
+        assert main(["world", str(tmp_path), "--preset", preset]) == 0
+        assert (calls[-1]["scenes"], calls[-1]["seconds"], calls[-1]["image_size"]) == values
+    assert main(["world", str(tmp_path)]) == 0
+    assert [{**call, "progress": None} for call in (calls[0], calls[-1])] == 2 * [{**calls[0], "progress": None}]
+    assert (calls[-1]["version"], calls[-1]["workers"], calls[-1]["extras"]) == ("", None, False)
+    line = ["--preset=large", "--scenes", "3", "--weather", "fog", "--extras", "--workers", "4", "--seed", "5"]
+    assert main(["world", str(tmp_path), *line, "--version", "v1.0-trainval"]) == 0
+    last = calls[-1]
+    assert (last["scenes"], last["seconds"], last["image_size"]) == (3, 20.0, (256, 704))
+    assert (last["knobs"].weather, last["extras"], last["workers"], last["seed"]) == ("fog", True, 4, 5)
+    assert last["version"] == "v1.0-trainval"
+
+
+def test_a_gallery_is_written_after_the_world_or_alone(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("embreex")
+    from mim4d.engine import world
+
+    made, drawn = [], []
+    page = types.ModuleType("mim4d.world.gallery")
+    page.write_gallery = lambda root, progress: drawn.append(root) or root / "gallery.html"
+    monkeypatch.setitem(sys.modules, "mim4d.world.gallery", page)
+    monkeypatch.setattr(world, "generate", lambda out, **options: made.append(out))
+    assert main(["world", str(tmp_path), "--gallery"]) == 0
+    assert (made, drawn) == ([tmp_path], [tmp_path])
+    assert f"wrote {tmp_path}/gallery.html" in capsys.readouterr().out
+    (tmp_path / "world.json").write_text("{}")  # made with whatever arguments
+    assert main(["world", str(tmp_path), "--gallery"]) == 0
+    assert (len(made), len(drawn)) == (1, 2)
+    assert main(["world", str(tmp_path), "--gallery", "--seed", "3"]) == 0
+    assert (len(made), len(drawn)) == (2, 3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mim4d.engine.logbook import Logbook, Means, read_rows, write_json
-from mim4d.engine.progress import Display, Rate, StepDisplay, Ticker, clock
+from mim4d.engine.progress import Display, Pace, Rate, StepDisplay, Ticker, clock
 
 
 def test_rows_are_appended_and_mirrored(tmp_path):
@@ -100,3 +100,24 @@ def test_without_a_terminal_a_long_count_says_how_far_it_is(monkeypatch):
         now[0] += 60.0
         tick(1, 2)
     assert out.getvalue().splitlines() == lines
+
+
+def test_a_count_of_something_says_how_fast_it_goes(monkeypatch):
+    out = io.StringIO()
+    now = [0.0]
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr("mim4d.engine.progress.time.perf_counter", lambda: now[0])
+    with Display().count("making", "files") as tick:
+        tick(600, 1000)  # what was there before took no time
+        for done in range(602, 642, 2):
+            now[0] += 1.0
+            tick(done, 1000)
+    assert out.getvalue().splitlines()[0] == "making: 610 of 1000  2 files/s  3:15 left"
+    pace = Pace("files")
+    assert pace.text(0, 100, now=0.0) == ""
+    assert pace.text(50, 100, now=2.0) == "25 files/s  0:02 left"
+    assert pace.text(100, 100, now=4.0) == ""
+    slow = Pace("files")
+    for second in range(0, 100, 10):
+        text = slow.text(10 * second if second < 50 else 500 + (second - 50) // 10, 1000, now=float(second))
+    assert text.startswith("0.1 files/s")  # the fast start is forgotten

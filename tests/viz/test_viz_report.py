@@ -303,9 +303,9 @@ def test_synthetic_data_are_named_at_the_top(tmp_path: Path) -> None:
     wanted = "mim4d world data/world --seed=3 --scenes=10 --seconds=8.0 --image-size=128x224"
     assert wanted in again.text("code")
     assert "not written down" not in again.text()
-    made["knobs"] = {"weather": "fog", "sensor_noise": 2.0}
+    made |= {"version": "v1.0-mini", "knobs": {"weather": "fog", "sensor_noise": 2.0}}
     change_summary(run, data={"synthetic": True, "world": made})
-    turned = "--seconds=8.0 --weather=fog --sensor-noise=2.0 --image-size=128x224"
+    turned = "--seconds=8.0 --version=v1.0-mini --weather=fog --sensor-noise=2.0 --image-size=128x224"
     assert turned in Page(write_report(run).read_text()).text("code")
 
 

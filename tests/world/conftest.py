@@ -14,7 +14,7 @@ from mim4d.world import generate, open_scene
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("world") / "data"
-    generate(out, seed=SEED, scenes=2, seconds=SECONDS, image_size=SIZE)
+    generate(out, seed=SEED, scenes=2, seconds=SECONDS, image_size=SIZE, extras=True)
     return out
 
 

@@ -14,7 +14,7 @@ from nuscenes.map_expansion.map_api import NuScenesMap
 from nuscenes.utils import splits
 from PIL import Image
 
-from mim4d.world.generator import MINI_TRAIN, MINI_VAL, scene_names
+from mim4d.world.recipe import MINI_TRAIN, MINI_VAL, scene_names
 from mim4d.world.sensors import CAMERAS
 from mim4d.world.tables import TABLES
 

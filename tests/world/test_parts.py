@@ -167,7 +167,8 @@ def test_traffic_keeps_to_the_right(lanes_each_way: int) -> None:
 
 def test_pixel_rays_pass_through_pixel_centres() -> None:
     k = np.array([[50.0, 0, 20.0], [0, 50.0, 12.0], [0, 0, 1]])
-    d = pixel_rays(k, 40, 24).reshape(24, 40, 3)
+    x, y = np.meshgrid(np.arange(40) + 0.5, np.arange(24) + 0.5)
+    d = pixel_rays(k, x, y)  # (24, 40, 3)
     np.testing.assert_allclose(np.linalg.norm(d, axis=-1), 1, atol=1e-6)
     uvw = d @ k.T
     np.testing.assert_allclose(uvw[5, 7, :2] / uvw[5, 7, 2], (7.5, 5.5), atol=1e-4)
