@@ -26,7 +26,11 @@ def _counts(lengths: Ints) -> tuple[Ints, Ints]:
 
 
 def fill(mask: Mask, rings: list[Ints], value: int) -> None:
-    """Sets the pixels (H, W) inside rings (P, 2) of x, y, with their outlines; inside is where rings nest oddly."""
+    """Sets the pixels (H, W) inside rings (P, 2) of x, y, with their outlines; inside is where rings nest oddly.
+
+    A row is filled between every other pair of crossings with the edges, each followed in fixed point from its lower
+    end; an edge that leaves the picture is one through the rounded ends of what is left of it.
+    """
     height, width = mask.shape
     if not rings:
         return
@@ -34,17 +38,23 @@ def fill(mask: Mask, rings: list[Ints], value: int) -> None:
     b = np.concatenate([np.roll(r, -1, 0) for r in rings])
     start, end, seen = _shortened(a, b, np.array([width - 1, height - 1]))
     _set(mask, *_outline(start[seen], end[seen]), value)
-    up = a[:, 1] > b[:, 1]
-    low, high = np.where(up[:, None], b, a), np.where(up[:, None], a, b)
+    flat = (start[:, 1] == end[:, 1])[:, None]  # what is left of a shortened edge may say nothing about its lean
+    start[:, 1:], end[:, 1:] = np.where(flat, a[:, 1:], start[:, 1:]), np.where(flat, b[:, 1:], end[:, 1:])
+    down = (a[:, 1] > b[:, 1])[:, None]
+    low, high = np.where(down, b, a), np.where(down, a, b)
+    start, end = np.where(down, end, start), np.where(down, start, end)
     first, last = np.clip(low[:, 1], 0, height), np.clip(high[:, 1], 0, height)  # rows first..last-1 are crossed
     edge, k = _counts(last - first)
     row = first[edge] + k
-    delta = (high - low)[edge]
-    # The first pixel centre at or to the right of the crossing: the upper whole number of a fraction of integers.
-    column = low[edge, 0] - (-(row - low[edge, 1]) * delta[:, 0]) // delta[:, 1]
-    flips = np.zeros((height, width + 1), np.int64)
-    np.add.at(flips, (row, np.clip(column, 0, width)), 1)
-    mask[np.cumsum(flips, 1)[:, :width] % 2 == 1] = value
+    lean = np.trunc((end - start)[:, 0] * ONE / np.maximum((end - start)[:, 1], 1)).astype(np.int64)
+    at = start[edge, 0] * ONE + (row - start[edge, 1]) * lean[edge]
+    order = np.lexsort((at, row))  # a row's crossings come in pairs: in, out
+    row, at = row[order], at[order]
+    into, out = np.clip((at[::2] + ONE - 1) >> 16, 0, width), np.clip((at[1::2] >> 16) + 1, 0, width)
+    depth = np.zeros((height, width + 1), np.int64)
+    np.add.at(depth, (row[::2], into), 1)
+    np.add.at(depth, (row[1::2], out), -1)
+    mask[np.cumsum(depth, 1)[:, :width] > 0] = value
 
 
 def _shortened(a: Ints, b: Ints, most: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
