@@ -246,6 +246,6 @@ def _write(
             expansion.add(scene.roads)
         (root / "maps" / "expansion" / f"{location}.json").write_text(json.dumps(expansion.finish(len(entries))))
         filename = f"maps/{tables.token('mask', location)}.png"
-        write_mask(root / filename, [scene.roads for _, scene in entries])
+        write_mask(root / filename, [scene.roads for _, scene in entries], len(entries))
         tables.add_map(filename, [log for log, _ in entries])
     tables.write()

@@ -200,3 +200,34 @@ def boxes_overlap(
         & (along_b < lb + la * cos + wa * sin)
         & (across_b < wb + la * sin + wa * cos)
     )
+
+
+def outlines(boxes: list[tuple[float, float, float, float]]) -> list[Array]:
+    """Outlines of the union of boxes (u0, u1, v0, v1) that hang together: first the outer one, counter-clockwise, then
+    the holes, clockwise. Rings (P, 2) with a vertex wherever the side of any box goes through.
+    """
+    us, vs = (np.unique([b[i + j] for b in boxes for j in (0, 1)]) for i in (0, 2))
+    full = np.zeros((len(us) + 1, len(vs) + 1), bool)  # with an empty border: cell (i, j) begins at us[i-1], vs[j-1]
+    for u0, u1, v0, v1 in boxes:
+        i, j = np.searchsorted(us, (u0, u1)) + 1, np.searchsorted(vs, (v0, v1)) + 1
+        full[i[0] : i[1], j[0] : j[1]] = True
+    steps = (
+        ((0, -1), (-1, -1), (0, -1)),
+        ((1, 0), (0, -1), (0, 0)),
+        ((0, 1), (0, 0), (-1, 0)),
+        ((-1, 0), (-1, 0), (-1, -1)),
+    )
+    onward = {  # border vertex -> the next, the road on the left
+        (i + a[0], j + a[1]): (i + b[0], j + b[1])
+        for i, j in np.argwhere(full).tolist()
+        for beside, a, b in steps
+        if not full[i + beside[0], j + beside[1]]
+    }
+    rings = []
+    while onward:
+        start = min(onward)  # the leftmost vertex of all lies on the outer ring
+        ring = [start]
+        while (at := onward.pop(ring[-1])) != start:
+            ring.append(at)
+        rings.append(np.array([(us[i], vs[j]) for i, j in ring]))
+    return rings

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from mim4d.world.roads import LANE, TILE_SIZE, Divider, Lane, Roads
 Array = NDArray[np.float64]
 
 MASK_RESOLUTION = 0.1  # metres a pixel, what nuscenes-devkit expects
+STRIP = 240  # pixel rows of a mask drawn at a time
 # In the order in which nuscenes-devkit lists them.
 LAYERS = ["drivable_area", "road_segment", "road_block", "lane", "ped_crossing", "walkway", "stop_line", "carpark_area"]
 LAYERS += ["road_divider", "lane_divider", "traffic_light", "lane_connector"]
@@ -148,21 +151,41 @@ class Expansion:
             for arc in arcs
         ]
 
-    def finish(self, tiles: int) -> dict[str, Any]:
-        """The JSON with the size of the canvas, ``tiles`` scenes side by side."""
-        self.json["canvas_edge"] = [TILE_SIZE * tiles, TILE_SIZE]
+    def finish(self, columns: int, rows: int = 1) -> dict[str, Any]:
+        """The JSON with the size of the canvas: so many tiles side by side and above each other."""
+        self.json["canvas_edge"] = [TILE_SIZE * columns, TILE_SIZE * rows]
         return self.json
 
 
-def write_mask(path: Path, roads: list[Roads]) -> None:
-    """255 where one can drive or walk, 0 elsewhere; the scenes' tiles side by side, y upwards."""
+def write_mask(path: Path, roads: list[Roads], columns: int, rows: int = 1) -> None:
+    """A PNG, 255 where one can drive or walk, 0 elsewhere, of ``columns`` x ``rows`` tiles, y upwards.
+
+    It is drawn and written strip by strip: memory grows with the number of columns alone.
+    """
     side = round(TILE_SIZE / MASK_RESOLUTION)
-    image = Image.new("L", (side * len(roads), side), 0)
-    draw = ImageDraw.Draw(image)
+    width, height = side * columns, side * rows
+    shapes = []
     for r in roads:
-        surfaces = r.drivable()
-        fills = [(ring, 255) for ring, _ in surfaces] + [(hole, 0) for _, holes in surfaces for hole in holes]
-        for polygon, value in (*fills, *((w, 255) for w in r.walkways)):
-            pixels = [(x / MASK_RESOLUTION, side - y / MASK_RESOLUTION) for x, y in polygon.tolist()]
-            draw.polygon(pixels, fill=value)
-    image.save(path, compress_level=1)
+        for polygon in (*(p for p, _ in r.segments), *r.walkways):  # together the segments are the drivable area
+            pixels = polygon / MASK_RESOLUTION * (1.0, -1.0) + (0.0, height)
+            shapes.append((pixels, pixels[:, 1].min(), pixels[:, 1].max()))
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)))
+        stream = zlib.compressobj(level=1)
+        above = np.zeros((1, width), np.uint8)
+        for top in range(0, height, STRIP):
+            image = Image.new("L", (width, min(STRIP, height - top)), 0)
+            draw = ImageDraw.Draw(image)
+            for pixels, low, high in shapes:
+                if low < top + STRIP and high > top:
+                    draw.polygon([(x, y - top) for x, y in pixels.tolist()], fill=255)
+            lines = np.asarray(image)
+            packed = np.full((len(lines), width + 1), 2, np.uint8)  # 2: what follows are differences to the line above
+            packed[:, 1:] = lines - np.concatenate([above, lines[:-1]])
+            above = lines[-1:]
+            file.write(_chunk(b"IDAT", stream.compress(packed.tobytes())))
+        file.write(_chunk(b"IDAT", stream.flush()) + _chunk(b"IEND", b""))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

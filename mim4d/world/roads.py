@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim4d.world import exact
-from mim4d.world.geometry import Bend
+from mim4d.world.geometry import Bend, outlines
 
 Array = NDArray[np.float64]
 
@@ -151,13 +151,26 @@ class Roads:
         """Centre of the main road's lane ``index`` (0: the innermost) that runs along +u; minus it: along -u."""
         return -(index + 0.5) * LANE
 
-    def outline(self, u0: float, u1: float, v0: float, v1: float) -> Array:
-        """A rectangle of street coordinates as a counter-clockwise polygon (P, 2) in map coordinates."""
+    @staticmethod
+    def rectangle(u0: float, u1: float, v0: float, v1: float) -> Array:
+        """A rectangle of street coordinates as a counter-clockwise polygon (P, 2), cut along u to follow the bend."""
         n = max(1, math.ceil((u1 - u0) / CHORD))
         u = np.linspace(u0, u1, n + 1)
         low = np.stack([u, np.full_like(u, v0)], -1)
         high = np.stack([u[::-1], np.full_like(u, v1)], -1)
-        return self.bend.point(np.concatenate([low, high]))
+        return np.concatenate([low, high])
+
+    def outline(self, u0: float, u1: float, v0: float, v1: float) -> Array:
+        """The same in map coordinates."""
+        return self.bend.point(self.rectangle(u0, u1, v0, v1))
+
+    def add_paint(self, markings: list[tuple[Array, str]]) -> None:
+        """Adds painted polygons given in street coordinates, all in one go: there are hundreds of them."""
+        if markings:
+            points = self.bend.point(np.concatenate([ring for ring, _ in markings]))
+            ends = np.cumsum([len(ring) for ring, _ in markings])
+            rings = np.split(points, ends[:-1])
+            self.paint += [(ring, colour) for ring, (_, colour) in zip(rings, markings, strict=True)]
 
     def junction(self, u0: float, u1: float, v0: float, v1: float) -> None:
         """Adds the rectangle in which streets meet."""
@@ -193,37 +206,6 @@ class Roads:
         return np.concatenate(out)
 
 
-def outlines(boxes: list[tuple[float, float, float, float]]) -> list[Array]:
-    """Outlines of the union of boxes (u0, u1, v0, v1) that hang together: first the outer one, counter-clockwise, then
-    the holes, clockwise. Rings (P, 2) with a vertex wherever the side of any box goes through.
-    """
-    us, vs = (np.unique([b[i + j] for b in boxes for j in (0, 1)]) for i in (0, 2))
-    full = np.zeros((len(us) + 1, len(vs) + 1), bool)  # with an empty border: cell (i, j) begins at us[i-1], vs[j-1]
-    for u0, u1, v0, v1 in boxes:
-        i, j = np.searchsorted(us, (u0, u1)) + 1, np.searchsorted(vs, (v0, v1)) + 1
-        full[i[0] : i[1], j[0] : j[1]] = True
-    steps = (
-        ((0, -1), (-1, -1), (0, -1)),
-        ((1, 0), (0, -1), (0, 0)),
-        ((0, 1), (0, 0), (-1, 0)),
-        ((-1, 0), (-1, 0), (-1, -1)),
-    )
-    onward = {  # border vertex -> the next, the road on the left
-        (i + a[0], j + a[1]): (i + b[0], j + b[1])
-        for i, j in np.argwhere(full).tolist()
-        for beside, a, b in steps
-        if not full[i + beside[0], j + beside[1]]
-    }
-    rings = []
-    while onward:
-        start = min(onward)  # the leftmost vertex of all lies on the outer ring
-        ring = [start]
-        while (at := onward.pop(ring[-1])) != start:
-            ring.append(at)
-        rings.append(np.array([(us[i], vs[j]) for i, j in ring]))
-    return rings
-
-
 @dataclass(frozen=True)
 class Link:
     """A piece of road between two junctions, in its own coordinates: s along it, t across it.
@@ -240,6 +222,7 @@ class Link:
     hi: float
     each_way: int  # lanes
     meets: tuple[bool, bool]  # a junction at lo, at hi
+    markings: list[tuple[Array, str]] = field(default_factory=list)  # paint in street coordinates, until it is built
 
     @property
     def half(self) -> float:
@@ -254,14 +237,17 @@ class Link:
         """Street coordinates (u, v)."""
         return (s, self.at + t) if self.along_u else (self.at + t, s)
 
-    def box(self, s0: float, s1: float, t0: float, t1: float) -> Array:
-        """A rectangle as a polygon (P, 2) in map coordinates."""
+    def _rectangle(self, s0: float, s1: float, t0: float, t1: float) -> Array:
         (s0, s1), (t0, t1) = sorted((s0, s1)), sorted((t0, t1))
         (u0, v0), (u1, v1) = self.point(s0, t0), self.point(s1, t1)
-        return self.roads.outline(u0, u1, v0, v1)
+        return self.roads.rectangle(u0, u1, v0, v1)
+
+    def box(self, s0: float, s1: float, t0: float, t1: float) -> Array:
+        """A rectangle as a polygon (P, 2) in map coordinates."""
+        return self.roads.bend.point(self._rectangle(s0, s1, t0, t1))
 
     def paint(self, s0: float, s1: float, t0: float, t1: float, colour: str = "white") -> None:
-        self.roads.paint.append((self.box(s0, s1, t0, t1), colour))
+        self.markings.append((self._rectangle(s0, s1, t0, t1), colour))
 
     def _divider(self, s0: float, s1: float, t: float, paint: str) -> Divider:
         return Divider(self.roads.line(self.point(s0, t), self.point(s1, t)), paint)
@@ -310,6 +296,7 @@ class Link:
         for end, inward, junction in ((self.lo, 1, self.meets[0]), (self.hi, -1, self.meets[1])):
             if junction:
                 self._crossing(end, inward, segment, blocks[-inward])
+        roads.add_paint(self.markings)
 
     @property
     def _bounds(self) -> tuple[float, float, float, float]:
@@ -384,9 +371,13 @@ def make_roads(
             roads.junction(u - hc, u + hc, v0, v1)
         for i, (lo, hi) in enumerate(links[1:-1]):
             Link(roads, f"back{i}{'s.n'[side + 1]}", True, (v0 + v1) / 2, lo, hi, 1, (True, True)).build()
+    patches = []
     for _ in range(60):  # repaired asphalt, darker
         u, v = rng.uniform(-STREET_U, STREET_U), rng.uniform(-hm, hm)
         w, h = rng.uniform(0.6, 5.0), rng.uniform(0.5, 1.6)
         if abs(v) + h < hm:
-            roads.paint.insert(0, (roads.outline(u, u + w, v, v + h), "patch"))
+            patches.append((roads.rectangle(u, u + w, v, v + h), "patch"))
+    markings, roads.paint = roads.paint, []
+    roads.add_paint(patches)
+    roads.paint += markings  # over the patches
     return roads
