@@ -47,6 +47,19 @@ def contains(ring: Array, point: Array) -> bool:
     return bool((x > point[0]).sum() % 2)
 
 
+def crosses_itself(ring: Array) -> bool:
+    """Whether two edges of the ring (P, 2) cross in their insides: then it is no outline of a surface."""
+    a, b = ring, np.roll(ring, -1, 0)
+    along = b - a
+
+    def side(points: Array) -> Array:  # (P, P) of each point about each edge
+        to = points[None] - a[:, None]
+        return np.sign(along[:, None, 0] * to[..., 1] - along[:, None, 1] * to[..., 0])
+
+    apart = side(a) * side(b) < 0  # the ends of edge j lie on different sides of edge i
+    return bool((apart & apart.T).any())
+
+
 def clip_polygon(polygon: Polygon, width: float, height: float) -> list[Polygon]:
     """The parts of a polygon within |x| <= width / 2, |y| <= height / 2; none where it only touches the edge."""
     rings = polygon.rings

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mim4d.data.clipping import Polygon, clip_line, clip_polygon, oriented
+from mim4d.data.clipping import Polygon, clip_line, clip_polygon, crosses_itself, oriented
 from mim4d.data.raster import draw, fill
 from mim4d.errors import UserError, did_you_mean
 
@@ -87,7 +87,7 @@ class HdMap:
         _known(layer, LINE_LAYERS)
         _check_patch(patch_box, patch_angle)
         if layer not in self._lines:
-            rows = [self._points(self._by_token["line"][r["line_token"]]["node_tokens"]) for r in self.json[layer]]
+            rows = [self._points(self._row("line", r["line_token"])["node_tokens"]) for r in self.json[layer]]
             lines = [line for line in rows if len(line) > 1]
             self._lines[layer] = lines, _bounds(lines)
         lines, bounds = self._lines[layer]
@@ -100,14 +100,15 @@ class HdMap:
         if not step > 0:
             raise UserError(f"step: got {step}, want a length in metres above 0")
         _check_patch(patch_box, patch_angle)
-        lines = []
-        for layer in ("lane", "lane_connector"):
-            for row in self.json[layer]:
-                arcs = self.json["arcline_path_3"].get(row["token"], [])
-                if arcs:
-                    lines.append(np.concatenate([roll_out(arc, step) for arc in arcs])[:, :2])
-        near = [lines[i] for i in _near(_bounds(lines), patch_box)]
-        return self._cut_lines(near, patch_box, patch_angle)
+        key = f"centre lines every {step} m"
+        if key not in self._lines:
+            ways = [
+                self.json["arcline_path_3"].get(r["token"]) for k in ("lane", "lane_connector") for r in self.json[k]
+            ]
+            lines = [np.concatenate([roll_out(arc, step)[:, :2] for arc in arcs]) for arcs in ways if arcs]
+            self._lines[key] = lines, _bounds(lines)
+        lines, bounds = self._lines[key]
+        return self._cut_lines([lines[i] for i in _near(bounds, patch_box)], patch_box, patch_angle)
 
     def boundaries(self, patch_box: Box, patch_angle: float = 0.0) -> list[Array]:
         """The road's edges (P, 2), cut to the patch and in its frame, with the road on their right: the outlines of the
@@ -172,6 +173,12 @@ class HdMap:
 
     # ---- inside
 
+    def _row(self, table: str, token: str) -> dict[str, Any]:
+        row = self._by_token[table].get(token)
+        if row is None:
+            raise UserError(f"the map {self.path} names a {table} {token!r} that it does not hold; unpack it again")
+        return row
+
     def _points(self, tokens: Sequence[str]) -> Array:
         try:
             return np.array([self._nodes[t] for t in tokens], np.float64).reshape(-1, 2)
@@ -180,9 +187,7 @@ class HdMap:
 
     def _surface(self, token: str) -> Polygon | None:
         """A polygon as stored; None where it has less than three corners."""
-        row = self._by_token["polygon"].get(token)
-        if row is None:
-            raise UserError(f"the map {self.path} names a polygon {token!r} that it does not hold; unpack it again")
+        row = self._row("polygon", token)
         rings = [self._points(row["exterior_node_tokens"]), *(self._points(h["node_tokens"]) for h in row["holes"])]
         if len(rings[0]) < 3:
             return None
@@ -190,11 +195,16 @@ class HdMap:
         return Polygon(oriented(rings[0], counter_clockwise=True), holes)
 
     def _layer(self, layer: str) -> tuple[list[Polygon], Array]:
-        """The layer's polygons in map coordinates and their bounds (R, 4)."""
+        """The layer's polygons in map coordinates and their bounds (R, 4).
+
+        Those that cross themselves are left out of all layers but the drivable area: so does nuscenes-devkit.
+        """
         if layer not in self._shapes:
             rows = self.json[layer]
             tokens = [t for r in rows for t in (r["polygon_tokens"] if "polygon_tokens" in r else [r["polygon_token"]])]
             shapes = [p for p in map(self._surface, tokens) if p is not None]
+            if layer != "drivable_area":
+                shapes = [p for p in shapes if not crosses_itself(p.exterior)]
             self._shapes[layer] = shapes, _bounds([p.exterior for p in shapes])
         return self._shapes[layer]
 

@@ -16,7 +16,7 @@ from nuscenes.map_expansion.map_api import NuScenesMap
 from shapely.geometry import LineString, MultiLineString
 from shapely.geometry import Polygon as Shape
 
-from mim4d.data.clipping import Polygon, area, clip_line, clip_polygon, contains
+from mim4d.data.clipping import Polygon, area, clip_line, clip_polygon, contains, crosses_itself
 from mim4d.data.maps import LINE_LAYERS, POLYGON_LAYERS, HdMap, roll_out
 from mim4d.data.raster import draw, fill
 from mim4d.errors import UserError
@@ -208,6 +208,19 @@ def test_a_polygon_that_only_touches_the_patch_is_not_there(write: Write) -> Non
     assert ours.masks((65.0, 57.5, 15.0, 10.0), 0.0, ["stop_line"], (15, 10))[0].sum() == 6 * 10  # rows 5 to 10
 
 
+def test_polygons_that_cross_themselves_are_left_out(write: Write) -> None:
+    bow = np.array([(40.0, 40.0), (60.0, 60.0), (60.0, 40.0), (40.0, 60.0)])
+    box = (50.0, 50.0, 30.0, 30.0)
+    root = write(expansion({"walkway": [(bow, []), (bow[[0, 2, 1, 3]] + (0.0, 15.0), [])]}, {}))
+    ours, devkit = HdMap(root, NAME), NuScenesMap(str(root), NAME)
+    want = devkit.get_map_mask(box, 0.0, ["walkway"], (60, 60))
+    assert want.any()
+    np.testing.assert_array_equal(ours.masks(box, 0.0, ["walkway"], (60, 60)), want)
+    assert len(ours.polygons("walkway", box)) == 1
+    assert crosses_itself(bow)
+    assert not crosses_itself(star(np.random.default_rng(0), 5.0, 40))
+
+
 def test_a_line_that_comes_back_is_two(write: Write) -> None:
     way = np.array([(0.0, 0.0), (30.0, 0.0), (30.0, 8.0), (0.0, 8.0)])
     root = write(expansion({}, {"lane_divider": [way], "road_divider": [way[:1]]}))
@@ -307,6 +320,7 @@ def test_mistakes_end_in_one_line(write: Write, tmp_path: Path) -> None:
             lambda: HdMap(write({**EMPTY, "lane": [{"polygon_token": "p"}]}), NAME).polygons("lane", box),
             "a polygon 'p'",
         ),
+        (lambda: HdMap(write({**EMPTY, "lane_divider": [{"line_token": "l"}]}), NAME).masks(box), "names a line 'l'"),
         (lambda: ours.masks(box, 0.0, ["walkways"]), "did you mean walkway?"),
         (lambda: ours.lines("lane", box), "want one of road_divider, lane_divider"),
         (lambda: ours.polygons("lane", (0.0, 0.0, 0.0, 10.0)), "patch_box"),

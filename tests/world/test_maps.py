@@ -354,6 +354,33 @@ def test_what_people_use_of_the_devkit_works(
     plt.close(devkit.render_next_roads(x, y, figsize=1)[0])
 
 
+def test_centre_lines_are_where_one_drives(ours: HdMap, roads: Roads) -> None:
+    box = (*roads.bend.origin, 120.0, 120.0)
+    ((ring, holes),) = roads.drivable()
+    area = Shape(ring, holes).buffer(0.05)
+    lines = ours.centre_lines(box, 0.0, step=0.5)
+    assert len(lines) > 14 + 8  # through the middle junction, and the lanes that lead to it
+    for line in lines:
+        assert np.hypot(*np.diff(line, axis=0).T).max() < 0.5 + 1e-9
+        assert all(area.contains(Point(p + roads.bend.origin)) for p in line[::5])
+    inner = next(lane for lane in roads.lanes if lane.name == "main2/0/1")  # towards +u
+    start = roads.bend.point(np.array(inner.start)) - roads.bend.origin
+    found = min(lines, key=lambda line: float(np.hypot(*(line[0] - start))))
+    np.testing.assert_allclose(found[0], start, atol=1e-9)
+
+
+def test_boundaries_are_the_kerbs(ours: HdMap, roads: Roads) -> None:
+    """Of the union of road segments and lanes: as the outline of the drivable area, without the patch's own edge."""
+    box = (*roads.bend.origin, 100.0, 80.0)
+    ((ring, holes),) = roads.drivable()
+    kerb = Shape(ring, holes).boundary
+    lines = ours.boundaries(box, 0.0)
+    assert len(lines) == 4  # one around each of the four corners of the middle crossing
+    for line in lines:
+        assert max(kerb.distance(Point(p + roads.bend.origin)) for p in line) < 0.03  # chords; measured: 0.0
+        assert np.abs(line[[0, -1]] / (39.8, 49.8)).max() == pytest.approx(1.0)  # it ends before the patch does
+
+
 def test_a_lanes_sides_are_its_own(ours: HdMap) -> None:
     """The nodes named on the left lie to the left of the traffic, in its direction."""
     at = {n["token"]: (n["x"], n["y"]) for n in ours.json["node"]}
