@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mim4d.world.roads import UV, Roads, make_roads
+from mim4d.world.roads import LANE, PARKING, UV, Roads, make_roads
 
 CURVES = ("arc", "s", "spiral", "into")
 LANES, SHARES = (1, 2, 3), (0.45, 0.35, 0.2)
@@ -26,6 +26,15 @@ def bends(rng: np.random.Generator, curve: str, k: float) -> tuple[float, tuple[
     return k, ()
 
 
+def beside(u: float, crossings: list[float]) -> float:
+    """The u itself, or where it falls into a cross street the street's side: no lane widens on one half only."""
+    half = LANE + PARKING
+    for c in crossings:
+        if abs(u - c) < half:
+            return c + half if u > c else c - half
+    return u
+
+
 def lay_out(rng: np.random.Generator, plan: str, centre: UV) -> Roads:
     """The streets of a scene about ``centre`` in which the ego follows its ``plan``: "bend" along the main road, or
     "left" or "right" around the corner at the middle one of three crossings.
@@ -37,14 +46,15 @@ def lay_out(rng: np.random.Generator, plan: str, centre: UV) -> Roads:
     curve = CURVES[int(rng.integers(len(CURVES)))]
     curvature, turns = bends(rng, curve, float(rng.choice([-1, 1])) * k)
     first = float(rng.uniform(-12, 12))
+    crossings = [first - float(rng.uniform(70, 95)), first, first + float(rng.uniform(70, 95))]
     return make_roads(
         rng,
         centre,
         curvature=curvature,
-        turns=turns,
+        turns=tuple((beside(u, crossings), k) for u, k in turns),
         lanes_each_way=int(rng.choice(LANES, p=SHARES)),
         reach=reach,
-        crossings_u=[first - float(rng.uniform(70, 95)), first, first + float(rng.uniform(70, 95))],
+        crossings_u=crossings,
         bays=bool(rng.random() < 0.7),
         back=BACK_STREETS[int(rng.integers(len(BACK_STREETS)))],
     )

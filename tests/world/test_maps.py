@@ -243,6 +243,9 @@ def test_layouts_differ() -> None:
         roads = lay_out(np.random.default_rng(seed), ("bend", "left", "right")[seed % 3], (240.0, 240.0))
         assert len(roads.crossings_u) == 3
         assert roads.crossings_u == sorted(roads.crossings_u)
+        gap = np.abs(roads.bend.cuts[:, None] - roads.crossings_u)
+        assert (gap > roads.half_cross - 1e-9).all()  # no arc ends within a cross street
+        assert (np.diff(roads.bend.cuts) > 1.0).all()
         points = np.concatenate([p for p, _ in roads.segments])
         assert points.min() > 0.0  # inside the tile
         assert points.max() < 480.0
