@@ -31,7 +31,7 @@ POLYGON_LAYERS = (
 )  # fmt: skip
 LINE_LAYERS = ("road_divider", "lane_divider")
 BOUNDARY_MARGIN = 0.2
-"""Boundaries are cut to a patch smaller by this much on each side, so that its edge never shows as one; metres."""
+"""Boundaries are cut to a patch smaller by this much on each side, as MapTR does; metres."""
 
 _NEEDED = ("version", "node", "polygon", "line", "arcline_path_3", "connectivity", *POLYGON_LAYERS, *LINE_LAYERS)
 
@@ -112,7 +112,7 @@ class HdMap:
 
     def boundaries(self, patch_box: Box, patch_angle: float = 0.0) -> list[Array]:
         """The road's edges (P, 2), cut to the patch and in its frame, with the road on their right: the outlines of the
-        union of road segments and lanes, as MapTR derives them. Edges of the patch itself are left out.
+        union of road segments and lanes, as MapTR derives them. They end ``BOUNDARY_MARGIN`` before the patch does.
 
         Needs shapely, which nuscenes-devkit brings. Raises UserError without it, or for a patch without size.
         """
@@ -122,14 +122,18 @@ class HdMap:
             from shapely.ops import unary_union
         except ImportError as e:
             raise UserError(f"road boundaries need shapely ({e}): pip install 'mim4d[train]'") from None
-        surfaces = self.polygons("road_segment", patch_box, patch_angle) + self.polygons("lane", patch_box, patch_angle)
+        _check_patch(patch_box, patch_angle)
+        surfaces = []
+        for layer in ("road_segment", "lane"):  # whole: cut ones no longer share their corners, and cracks would show
+            shapes, bounds = self._layer(layer)
+            surfaces += [shapes[i] for i in _near(bounds, patch_box)]
         union = unary_union([shapely.Polygon(p.exterior, p.holes) for p in surfaces])
         parts = union.geoms if isinstance(union, MultiPolygon) else [union] if not union.is_empty else []
         inner = (patch_box[3] - 2 * BOUNDARY_MARGIN, patch_box[2] - 2 * BOUNDARY_MARGIN)
         out = []
         for part in parts:
             for i, ring in enumerate((part.exterior, *part.interiors)):
-                points = oriented(np.asarray(ring.coords), counter_clockwise=i > 0)
+                points = _local(oriented(np.asarray(ring.coords), counter_clockwise=i > 0), patch_box, patch_angle)
                 pieces = clip_line(np.concatenate([points, points[:1]]), *inner)
                 if len(pieces) > 1 and (pieces[0][0] == pieces[-1][-1]).all():  # cut at the ring's seam
                     pieces = [np.concatenate([pieces[-1], pieces[0][1:]]), *pieces[1:-1]]
@@ -153,8 +157,8 @@ class HdMap:
 
         Raises UserError for an unknown layer, a patch without size, or a canvas without pixels.
         """
-        height, width = canvas_size
-        if not (int(height) == height > 0 and int(width) == width > 0):
+        height, width = (int(n) for n in canvas_size)
+        if (height, width) != tuple(canvas_size) or min(height, width) < 1:
             raise UserError(f"canvas_size: got {canvas_size}, want (height, width) in whole pixels above 0")
         _check_patch(patch_box, patch_angle)
         half = np.array([patch_box[3], patch_box[2]]) / 2

@@ -71,8 +71,8 @@ def _shortened(a: Ints, b: Ints, most: Ints) -> tuple[Ints, Ints, NDArray[np.boo
             delta = other - one
             # The other end of a line that is worth keeping lies on the other side of this edge.
             moved = (to != one[:, axis]) & ((other[:, axis] - to) * (one[:, axis] - to) <= 0) & (delta[:, axis] != 0)
-            share = (to - one[:, axis]) / np.where(moved, delta[:, axis], 1)
-            one[moved, 1 - axis] += np.trunc(share * delta[:, 1 - axis]).astype(np.int64)[moved]
+            aside = (to - one[:, axis]) * delta[:, 1 - axis] / np.where(moved, delta[:, axis], 1)
+            one[moved, 1 - axis] += np.trunc(aside).astype(np.int64)[moved]
             one[moved, axis] = to[moved]
     kept = np.logical_and(*(((e >= 0) & (e <= most)).all(1) for e in ends))
     return ends[0], ends[1], kept

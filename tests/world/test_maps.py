@@ -19,7 +19,7 @@ from shapely.geometry import Polygon as Shape
 from shapely.ops import unary_union
 
 from mim4d.data.maps import HdMap, roll_out
-from mim4d.world.geometry import outlines
+from mim4d.world.geometry import outlines, yaw_matrix
 from mim4d.world.lanes import connectors
 from mim4d.world.layouts import BACK_STREETS, CURVES, LANES, bends, lay_out
 from mim4d.world.maps import LAYERS, Expansion, write_mask
@@ -377,11 +377,14 @@ def test_boundaries_are_the_kerbs(ours: HdMap, roads: Roads) -> None:
     box = (*roads.bend.origin, 100.0, 80.0)
     ((ring, holes),) = roads.drivable()
     kerb = Shape(ring, holes).boundary
-    lines = ours.boundaries(box, 0.0)
-    assert len(lines) == 4  # one around each of the four corners of the middle crossing
-    for line in lines:
-        assert max(kerb.distance(Point(p + roads.bend.origin)) for p in line) < 0.03  # chords; measured: 0.0
-        assert np.abs(line[[0, -1]] / (39.8, 49.8)).max() == pytest.approx(1.0)  # it ends before the patch does
+    for angle in (0.0, 33.0, -100.0):
+        lines = ours.boundaries(box, angle)
+        assert len(lines) == 4  # one around each of the four corners of the middle crossing
+        turn = yaw_matrix(math.radians(angle))[:2, :2]
+        for line in lines:
+            assert max(kerb.distance(Point(turn @ p + roads.bend.origin)) for p in line) < 1e-9  # measured: 5e-14
+            ends = np.abs(line[[0, -1]]) - (39.8, 49.8)
+            np.testing.assert_allclose(ends.max(1), 0.0, atol=1e-9)  # just inside the patch
 
 
 def test_a_lanes_sides_are_its_own(ours: HdMap) -> None:
