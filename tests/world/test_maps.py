@@ -377,7 +377,7 @@ def test_boundaries_are_the_kerbs(ours: HdMap, roads: Roads) -> None:
     box = (*roads.bend.origin, 100.0, 80.0)
     ((ring, holes),) = roads.drivable()
     kerb = Shape(ring, holes).boundary
-    for angle in (0.0, 33.0, -100.0):
+    for angle in (0.0, 33.0, -100.0):  # corners that meet to fifteen digits leave no cracks across the road
         lines = ours.boundaries(box, angle)
         assert len(lines) == 4  # one around each of the four corners of the middle crossing
         turn = yaw_matrix(math.radians(angle))[:2, :2]
