@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -20,34 +21,64 @@ RAMP = 0.4  # metres a walker needs to step up or down a kerb
 
 @dataclass(frozen=True)
 class Bend:
-    """Street coordinates (u along the main road, v to its left) mapped to map coordinates along an arc.
+    """Street coordinates (u along the main road, v to its left) mapped to map coordinates along arcs.
 
-    The main road's centre line (v = 0) is an arc of the given curvature through ``origin``; lines of constant u are
-    the straight lines perpendicular to it. The map is polar coordinates, so that angles between streets survive and a
-    rectangle stays a (slightly wedge-shaped) block.
+    The main road's centre line (v = 0) goes through ``origin`` and is made of arcs that meet without a corner; lines of
+    constant u are the straight lines perpendicular to it. On each arc the map is polar coordinates, so that angles
+    between streets survive and a rectangle stays a (slightly wedge-shaped) block.
     """
 
     origin: tuple[float, float]  # map coordinates of (u, v) = (0, 0)
     heading: float  # of the main road at u = 0
-    curvature: float = 0.0  # 1/m, positive bends to the left
+    curvature: float = 0.0  # 1/m, positive bends to the left; up to the first of ``turns``
+    turns: tuple[tuple[float, float], ...] = ()  # (u, the curvature from there on), u rising
+
+    @cached_property
+    def cuts(self) -> Array:
+        """(C,) the u at which one arc ends and the next begins."""
+        return np.array([u for u, _ in self.turns], np.float64)
+
+    @cached_property
+    def _arcs(self) -> Array:
+        """(C + 1, 5) of each arc: u, x, y and heading of a place on its centre line, and its curvature."""
+        bends = [self.curvature, *(k for _, k in self.turns)]
+        first = int(np.searchsorted(self.cuts, 0.0, side="right"))
+        rows = {first: (0.0, *self.origin, self.heading, bends[first])}
+        for i in (*range(first + 1, len(bends)), *range(first - 1, -1, -1)):
+            u, known = (self.turns[i - 1][0], rows[i - 1]) if i > first else (self.turns[i][0], rows[i + 1])
+            x, y = _on_arc(np.array(known), np.array(u), np.array(0.0))
+            rows[i] = (u, float(x), float(y), known[3] + known[4] * (u - known[0]), bends[i])
+        return np.array([rows[i] for i in range(len(bends))])
+
+    def _arc(self, u: Array) -> Array:
+        return self._arcs[np.searchsorted(self.cuts, u, side="right")]
 
     def point(self, uv: Array) -> Array:
         """(..., 2) street coordinates -> (..., 2) map coordinates."""
         uv = np.asarray(uv, np.float64)
-        u, v = uv[..., 0], uv[..., 1]
-        k = self.curvature
-        if abs(k) < 1e-9:
-            x, y = u, v
-        else:
-            sin, cos = exact.sincos(k * u)
-            x = (1.0 / k - v) * sin
-            y = 1.0 / k - (1.0 / k - v) * cos
-        s, c = exact.sincos(self.heading)
-        return np.stack([self.origin[0] + c * x - s * y, self.origin[1] + s * x + c * y], -1)
+        return np.stack(_on_arc(self._arc(uv[..., 0]), uv[..., 0], uv[..., 1]), -1)
 
     def yaw(self, u: float | Array) -> float | Array:
         """Heading of the +u direction at u."""
-        return self.heading + self.curvature * u
+        at, _, _, heading, curvature = np.moveaxis(self._arc(np.asarray(u, np.float64)), -1, 0)
+        out = heading + curvature * (u - at)
+        return out if np.ndim(u) else float(out)
+
+    def bends(self, u: float) -> float:
+        """Curvature of the main road at u, 1/m."""
+        return float(self._arc(np.asarray(u, np.float64))[4])
+
+
+def _on_arc(arc: Array, u: Array, v: Array) -> tuple[Array, Array]:
+    """Map coordinates of street coordinates u, v (...) on arcs (..., 5)."""
+    at, x0, y0, heading, curvature = np.moveaxis(arc, -1, 0)
+    straight = np.abs(curvature) < 1e-9
+    k = np.where(straight, 1.0, curvature)
+    sin, cos = exact.sincos(k * (u - at))
+    x = np.where(straight, u - at, (1.0 / k - v) * sin)
+    y = np.where(straight, v, 1.0 / k - (1.0 / k - v) * cos)
+    s, c = exact.sincos(heading)
+    return x0 + c * x - s * y, y0 + s * x + c * y
 
 
 class Path:
@@ -172,3 +203,34 @@ def boxes_overlap(
         & (along_b < lb + la * cos + wa * sin)
         & (across_b < wb + la * sin + wa * cos)
     )
+
+
+def outlines(boxes: list[tuple[float, float, float, float]]) -> list[Array]:
+    """Outlines of the union of boxes (u0, u1, v0, v1) that hang together: first the outer one, counter-clockwise, then
+    the holes, clockwise. Rings (P, 2) with a vertex wherever the side of any box goes through.
+    """
+    us, vs = (np.unique([b[i + j] for b in boxes for j in (0, 1)]) for i in (0, 2))
+    full = np.zeros((len(us) + 1, len(vs) + 1), bool)  # with an empty border: cell (i, j) begins at us[i-1], vs[j-1]
+    for u0, u1, v0, v1 in boxes:
+        i, j = np.searchsorted(us, (u0, u1)) + 1, np.searchsorted(vs, (v0, v1)) + 1
+        full[i[0] : i[1], j[0] : j[1]] = True
+    steps = (
+        ((0, -1), (-1, -1), (0, -1)),
+        ((1, 0), (0, -1), (0, 0)),
+        ((0, 1), (0, 0), (-1, 0)),
+        ((-1, 0), (-1, 0), (-1, -1)),
+    )
+    onward = {  # border vertex -> the next, the road on the left
+        (i + a[0], j + a[1]): (i + b[0], j + b[1])
+        for i, j in np.argwhere(full).tolist()
+        for beside, a, b in steps
+        if not full[i + beside[0], j + beside[1]]
+    }
+    rings = []
+    while onward:
+        start = min(onward)  # the leftmost vertex of all lies on the outer ring
+        ring = [start]
+        while (at := onward.pop(ring[-1])) != start:
+            ring.append(at)
+        rings.append(np.array([(us[i], vs[j]) for i, j in ring]))
+    return rings

@@ -30,7 +30,8 @@ class Ground:
         white, yellow = Image.new("L", (width, height), 128), Image.new("L", (width, height), 0)
         draw_white, draw_yellow = ImageDraw.Draw(white), ImageDraw.Draw(yellow)
         for polygon, colour in roads.paint:
-            texels = (polygon - self.low) / RESOLUTION - 0.5  # (P, 2) PIL addresses texel centres by integers
+            # (P, 2) PIL fills what a polygon's outline touches: on the average over directions that grows it evenly.
+            texels = (polygon - self.low) / RESOLUTION
             if texels.max(0).min() < 0 or (texels.min(0) > (width, height)).any():
                 continue
             points = [tuple(p) for p in texels.tolist()]

