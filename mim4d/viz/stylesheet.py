@@ -90,6 +90,7 @@ img { border-radius: 4px; background: var(--panel); }
 .two, .three { display: grid; gap: 26px 30px; margin: 16px 0; align-items: start; }
 .two { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .three { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.stack figure + figure { margin-top: 18px; }
 .rig { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 4px; }
 .strip { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 10px; margin: 20px 0 4px; }
 .strip figcaption { font-weight: 500; color: var(--soft); margin: 6px 0 0; }

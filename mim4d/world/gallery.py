@@ -215,7 +215,7 @@ def _scene(scene: Shown, ground: Expansion, truth: Truth | None) -> str:
     parts = [
         f"<p>{page.text(words)}</p>",
         _rig(rig, names),
-        '<div class="two"><div>',
+        '<div class="two"><div class="stack">',
         _film(scene, ground, front),
         page.figure(_photo(lidar, f"{scene.name}: LiDAR distances over the front image"), "LiDAR over the front image"),
         "</div>",
