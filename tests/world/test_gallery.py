@@ -64,8 +64,10 @@ def test_every_scene_and_class_is_there(page: Page, root: Path) -> None:
     for name in CLASS_COLOURS:
         assert name.replace("_", " ") in heads
     words = page.text("tbody")
-    for key in json.loads((root / "world.json").read_text()):
+    made = json.loads((root / "world.json").read_text())
+    for key in {*made, *made["knobs"]} - {"knobs"}:
         assert key in words
+    assert "Knobs" in page.text("caption")
     assert "training" in words
     assert "validation" in words
 
@@ -194,9 +196,7 @@ def test_a_box_is_drawn_where_it_projects_to() -> None:
     behind[:, 2] -= 20
     assert not draw_boxes(np.zeros((80, 100, 3), np.uint8), [("car", behind)], intrinsics).any()
     around = box.copy()
-    around[:, 2] -= (
-        10.5  # the far face 0.5 m ahead, the near one behind: cut off, not mirrored
-    )
+    around[:, 2] -= 10.5  # the far face 0.5 m ahead, the near one behind: cut off, not mirrored
     wide = np.array([[15.0, 0, 50], [0, 15, 40], [0, 0, 1]])  # f * 1 / 0.5: 30 to either side
     drawn = draw_boxes(np.zeros((80, 100, 3), np.uint8), [("car", around)], wide).astype(int).sum(axis=-1) > 200
     assert drawn[8:13, 18:83].any(axis=1).sum() >= 1
