@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from helpers import cases
+from helpers import cases, order
 
 # Without it torch refuses every product of matrices on a GPU in deterministic mode. cuBLAS reads it when it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     cases.SIMT = config.getoption("--simt")
+    config.pluginmanager.register(order)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers import order
+from helpers.process import pytest_run
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
@@ -73,3 +75,18 @@ def test_code_names_no_machine_and_no_unfinished_business() -> None:
     files = [*SOURCES, *(ROOT / "mim4d").rglob("*.py"), ROOT / "setup.py", ROOT / "CMakeLists.txt"]
     for path in files:
         assert not words.search(path.read_text()), path
+
+
+def test_several_processes_begin_with_the_longest_files(tmp_path: Path) -> None:
+    for name in order.LONGEST:
+        assert (ROOT / name).is_file(), name
+    pytest.importorskip("xdist")
+    for name in ("tests/test_few.py", "tests/test_many.py", *reversed(order.LONGEST[:2])):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"def test_{i}():\n    pass\n" for i in range(9 if "many" in name else 3)))
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
+    arguments = ("-vv", "-p", "xdist", "-p", "helpers.order", "-n", "1", "--dist", "loadfile", str(tmp_path))
+    done = pytest_run(*arguments, PYTHONPATH=str(ROOT / "tests"))
+    taken = list(dict.fromkeys(re.findall(r"PASSED \S*/(tests/\S+)::", done.stdout)))
+    assert taken == [*order.LONGEST[:2], "tests/test_many.py", "tests/test_few.py"], done.stdout + done.stderr

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -93,13 +94,33 @@ def svg(figure: Figure, name: str) -> str:
     return f"{head}>{body}".strip()
 
 
-def raster_uri(image: np.ndarray, *, photo: bool) -> str:
+def raster_uri(image: np.ndarray, *, photo: bool, quality: int = 87) -> str:
     """``data:`` URI of an RGB image (H, W, 3) uint8: JPEG for photographs, PNG for flat colours and maps."""
     buffer = io.BytesIO()
     picture = Image.fromarray(np.ascontiguousarray(image))
     if photo:
-        picture.save(buffer, format="JPEG", quality=87, subsampling=0, optimize=True)
+        picture.save(buffer, format="JPEG", quality=quality, subsampling=0, optimize=True)
     else:
         picture.save(buffer, format="PNG", optimize=True)
-    kind = "jpeg" if photo else "png"
+    return _uri("jpeg" if photo else "png", buffer)
+
+
+def film_uri(images: Sequence[np.ndarray], *, hertz: float, quality: int = 45) -> str:
+    """``data:`` URI of an animated WebP that plays RGB images (H, W, 3) uint8 of one size over and over."""
+    buffer = io.BytesIO()
+    first, *rest = (Image.fromarray(np.ascontiguousarray(image)) for image in images)
+    first.save(
+        buffer,
+        format="WEBP",
+        save_all=True,
+        append_images=rest,
+        duration=round(1000 / hertz),
+        loop=0,
+        quality=quality,
+        method=4,
+    )
+    return _uri("webp", buffer)
+
+
+def _uri(kind: str, buffer: io.BytesIO) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

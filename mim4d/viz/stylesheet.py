@@ -90,6 +90,7 @@ img { border-radius: 4px; background: var(--panel); }
 .two, .three { display: grid; gap: 26px 30px; margin: 16px 0; align-items: start; }
 .two { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .three { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.stack figure + figure { margin-top: 18px; }
 .rig { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 4px; }
 .strip { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 10px; margin: 20px 0 4px; }
 .strip figcaption { font-weight: 500; color: var(--soft); margin: 6px 0 0; }
@@ -102,6 +103,13 @@ img { border-radius: 4px; background: var(--panel); }
 .pics tbody th { padding-left: 0; color: var(--muted); font-size: .86rem; }
 .pics col.name { width: 84px; }
 .pics .note { margin-top: 2px; }
+.swatch {
+  display: inline-block; width: .85em; height: .85em; border: 1px solid var(--muted); border-radius: 3px;
+  margin-right: 5px; vertical-align: -0.06em;
+}
+.legend { font-size: .88rem; max-width: none; } .legend .pair { display: inline-block; margin-right: 16px; }
+.counts th, .counts td { width: auto; padding-right: 18px; white-space: nowrap; }
+.counts thead th { white-space: normal; vertical-align: bottom; }
 .scale { max-width: 560px; margin: 8px 0 14px; font-size: .8rem; color: var(--muted); }
 .scale img { height: 11px; border-radius: 3px; }
 .scale .ticks { position: relative; height: 1.5em; display: block; }

@@ -2,68 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.fake_run import CONFIG, write_run
-from PIL import Image
+from helpers.html_page import Page
 
 from mim4d.errors import UserError
 from mim4d.viz import page, story
 from mim4d.viz.report import write_report
 from mim4d.viz.run import load_run
-
-VOID = {"meta", "img", "br", "col", "link", "input", "hr"}
-URL_ATTRIBUTES = {"src", "href", "xlink:href", "action", "data", "poster", "srcset"}
-
-
-class Page(HTMLParser):
-    """Parses a page and fails on tags that do not close in order; keeps elements, links and text."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self.feed(source)
-        self.close()
-        assert self.open == [], f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), f"<{tag}> repeats an attribute: {names}"
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        for tag in self.open:
-            self.texts.setdefault(tag, []).append(data)
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def text(self, tag: str = "body") -> str:
-        return " ".join("".join(self.texts.get(tag, [])).split())
-
-    def links(self) -> list[str]:
-        return [value or "" for _, attrs in self.tags for name, value in attrs.items() if name in URL_ATTRIBUTES]
 
 
 @pytest.fixture(scope="module")
@@ -105,38 +59,18 @@ def test_page_is_whole_and_written_in_place(tmp_path: Path) -> None:
 
 
 def test_nothing_is_loaded_from_elsewhere(finished: Page) -> None:
-    assert finished.links()
-    for link in finished.links():
-        assert link.startswith(("data:image/", "#")), link[:80]
-    assert not finished.of("script")
-    assert not finished.of("link")
-    assert not finished.of("iframe")
-    assert not [name for _, attributes in finished.tags for name in attributes if name.startswith("on")]
-    style = finished.text("style")
-    assert "url(" not in style
-    assert "@import" not in style
-    policy = next(meta["content"] for meta in finished.of("meta") if meta.get("http-equiv"))
-    assert policy is not None
-    assert policy.startswith("default-src 'none'; img-src data:")
+    finished.check_self_contained()
 
 
 def test_anchors_lead_somewhere_and_ids_are_unique(finished: Page) -> None:
-    ids = [value for _, attributes in finished.tags for name, value in attributes.items() if name == "id"]
-    assert len(ids) == len(set(ids))
-    assert {link[1:] for link in finished.links() if link.startswith("#")} <= set(ids)
+    finished.check_anchors()
 
 
 def test_every_picture_decodes_and_is_described(finished: Page) -> None:
     pictures = finished.of("img")
     # strip 5, input 2 x 6, colours 6 x 4, depth 6 x 4, one colour bar
     assert len(pictures) == 5 + 12 + 24 + 24 + 1
-    embedded = [link for link in finished.links() if link.startswith("data:")]
-    assert len(embedded) > len(pictures)  # the maps hold pictures too
-    for link in embedded:
-        kind, data = link.removeprefix("data:image/").split(";base64,")
-        with Image.open(io.BytesIO(base64.b64decode("".join(data.split()), validate=True))) as picture:
-            picture.load()
-            assert picture.format == kind.upper()
+    assert len(finished.pictures()) > len(pictures)  # the maps hold pictures too
     for attributes in pictures:
         assert attributes["alt"]
     for attributes in finished.of("svg"):
