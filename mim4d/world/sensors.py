@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim4d.world import exact
+from mim4d.world.film import photograph
 from mim4d.world.geometry import rigid, yaw_matrix
+from mim4d.world.materials import Material
 from mim4d.world.scene import Hits, Moment, Scene, View
-from mim4d.world.shading import Shader, develop
-from mim4d.world.textures import Material
+from mim4d.world.shading import Shader
 
 Array = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -33,7 +34,7 @@ CAMERAS: dict[str, tuple[float, float, tuple[float, float, float]]] = {
     "CAM_BACK_RIGHT": (-110.0, 0.79, (1.03, -0.48, 1.56)),
 }
 FINE = ((0.83, 0.42), (0.26, 0.82), (0.41, 0.18))  # with the centre, four places spread over a pixel
-EDGE = 0.08  # difference of display brightness (0..1) between surfaces that is smoothed
+EDGE = 0.12  # difference of display brightness (0..1) between surfaces that is smoothed
 OPTICAL = np.array(
     [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
 )  # ego axes of a camera's x right, y down, z forward
@@ -177,7 +178,10 @@ def render(shader: Shader, camera: Camera, moment: Moment) -> NDArray[np.uint8]:
         _, d = _world_rays(scene, moment.t, camera.ego_from_cam, camera.fine_rays[:, edge].reshape(-1, 3))
         more = shader.colours(moment, origin, d, moment.cast(origin, d), camera.pixel)  # (3, 3 * E)
         linear[:, edge] = (linear[:, edge] + more.reshape(3, len(FINE), -1).sum(1)) / (1 + len(FINE))
-    return develop(linear, camera.gain).reshape(camera.height, camera.width, 3)
+    # The noise of an image follows from what it shows, so that the same moment gives the same bytes.
+    key = [scene.seed, scene.index, 24, list(CAMERAS).index(camera.channel), round((moment.t + 1.0) * 1e6)]
+    noise = scene.knobs.sensor_noise * math.sqrt(scene.air.exposure)
+    return photograph(linear, (camera.height, camera.width), camera.gain, noise, key)
 
 
 def _borders(surface: NDArray[np.int32], light: Float32) -> NDArray[np.intp]:
