@@ -311,7 +311,7 @@ class Shader:
         across = np.where(upright, (x * flat[1] - y * flat[0]) * F(2) + F(9) * flat[0], x)
         along = np.where(upright, z * F(1.4) + F(5) * flat[1], y)
         stain = self.atlas.clouds(across * MACRO, along * MACRO)
-        shade: Array = F(1) + (F(0.11) * strength) * stain * self.still[face]
+        shade: Array = F(1) + (F(0.11) * strength) * np.maximum(stain, F(-2.5)) * self.still[face]
         if strength > 1:  # and grain that shows from near
             grain = self.atlas.clouds(across * F(0.31), along * F(0.31))
             shade *= 1 + F(0.1) * (strength - 1) * np.clip(grain, -2.5, 2.5)

@@ -273,9 +273,10 @@ def test_under_a_car_and_beside_a_wall_it_is_darker() -> None:
     assert foot < 0.8 < high
 
 
-def test_no_picture_is_made_of_nothing() -> None:
-    """Light is finite, never negative, for every face of the world from near and far, from all sides."""
-    scene, _, shader = world(weather="rain", light="night")
+@pytest.mark.parametrize("knobs", [{"weather": "rain", "light": "night"}, {"texture": 2.0}, {"texture": 0.0}])
+def test_light_is_never_less_than_nothing(knobs: dict[str, float | str]) -> None:
+    """In all directions it is finite and not negative."""
+    scene, _, shader = world(**knobs)
     rng = np.random.default_rng(0)
     d = rng.standard_normal((20_000, 3)).astype(np.float32)
     d /= np.linalg.norm(d, axis=1, keepdims=True)
