@@ -7,6 +7,8 @@ Everything is drawn from a seed; no image is shipped.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,7 +61,7 @@ class Atlas:
 
     def of(self, index: int, validation: bool) -> Atlas:
         """The same materials in another town: other bricks, windows, stains. Same seed and town, same texels."""
-        return Atlas(self.seed, (index, int(validation)))
+        return _town_atlas(self.seed, index, int(validation))
 
     def mask(self, material: NDArray[np.uint8], u: Array, v: Array, level: NDArray[np.int32]) -> Array:
         """(P,) in [0, 1], the nearest texel's: how far glass mirrors there, or a lamp shines."""
@@ -96,6 +98,11 @@ class Atlas:
         low = self.noise[y0, x0] * (1 - ax) + self.noise[y0, x1] * ax
         high = self.noise[y1, x0] * (1 - ax) + self.noise[y1, x1] * ax
         return low * (1 - ay) + high * ay
+
+
+@functools.lru_cache(maxsize=4)
+def _town_atlas(seed: int, index: int, validation: int) -> Atlas:
+    return Atlas(seed, (index, validation))
 
 
 Ints = NDArray[np.int32]
