@@ -13,6 +13,8 @@ Array = NDArray[np.float32]
 
 RESOLUTION = 1 / 16  # metres a texel
 LEVELS = 7
+# Value in the white channel: 255 paint, 128 bare asphalt, less where it is darker.
+WHITE_CHANNEL = {"white": 255, "patch": 100, "track": 117, "crack": 52, "cover": 62, "lid": 100}
 
 
 class Ground:
@@ -38,7 +40,7 @@ class Ground:
             if colour == "yellow":
                 draw_yellow.polygon(points, fill=255)
             else:
-                draw_white.polygon(points, fill=255 if colour == "white" else 96)
+                draw_white.polygon(points, fill=WHITE_CHANNEL[colour])
         soft = ImageFilter.BoxBlur(0.8)  # polygons are drawn without smooth edges
         white, yellow = white.filter(soft), yellow.filter(soft)
         chain = []

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim4d.world import exact
+from mim4d.world.exact import apply, cos, norm, sin
 from mim4d.world.textures import Material
 
 Array = NDArray[np.float32]
@@ -38,6 +39,7 @@ class Mesh:
     tint: Array  # (P, 3) linear RGB
     surface: NDArray[np.int32]  # (P,) the same number on triangles that form one smooth face
     owner: NDArray[np.int32]  # (P,) index of the actor, -1: the static world
+    bend: Array  # (P, 3, 3) unit normals at the corners of rounded faces, for shading; zeros on flat ones
 
     def __len__(self) -> int:
         return len(self.vertices)
@@ -49,11 +51,10 @@ class Mesh:
         return (n / np.maximum(exact.norm(n, keepdims=True), 1e-12)).astype(np.float32)
 
     def moved(self, rotation: NDArray[np.floating], translation: Vec, owner: int | None = None) -> Mesh:
-        turned = exact.apply(np.asarray(rotation, np.float32), self.vertices)
-        vertices = (turned + np.asarray(translation, np.float32)).astype(np.float32)
-        return replace(
-            self, vertices=vertices, owner=self.owner if owner is None else np.full(len(self), owner, np.int32)
-        )
+        turn = np.asarray(rotation, np.float32)
+        vertices = (apply(turn, self.vertices) + np.asarray(translation, np.float32)).astype(np.float32)
+        whose = self.owner if owner is None else np.full(len(self), owner, np.int32)
+        return replace(self, vertices=vertices, owner=whose, bend=apply(turn, self.bend))
 
 
 def join(meshes: Sequence[Mesh]) -> Mesh:
@@ -63,7 +64,8 @@ def join(meshes: Sequence[Mesh]) -> Mesh:
         surface.append(m.surface + base)
         base += int(m.surface.max(initial=-1)) + 1
     cat = lambda name: np.concatenate([getattr(m, name) for m in meshes])
-    return Mesh(cat("vertices"), cat("uv"), cat("material"), cat("tint"), np.concatenate(surface), cat("owner"))
+    looks = (cat("material"), cat("tint"), np.concatenate(surface), cat("owner"), cat("bend"))
+    return Mesh(cat("vertices"), cat("uv"), *looks)
 
 
 NOTHING = Mesh(
@@ -73,6 +75,7 @@ NOTHING = Mesh(
     np.empty((0, 3), np.float32),
     np.empty(0, np.int32),
     np.empty(0, np.int32),
+    np.empty((0, 3, 3), np.float32),
 )
 
 
@@ -185,9 +188,110 @@ class Builder:
         sides: int = 6,
         scale: float = 1.0,
     ) -> None:
-        """An upright prism of so many sides."""
-        base = np.asarray(xy, np.float64) + radius * _regular(sides)
-        self.prism(base, z0, z1, material, material, tint, up=max(1.0, (z1 - z0) / 2), scale=scale)
+        """An upright round post with a lid."""
+        x, y = xy
+        self.limb(
+            (x, y, z0), (x, y, z1), radius, radius * scale, material, tint, sides=sides, tiles=max(1, (z1 - z0) / 2)
+        )
+
+    def grid(
+        self,
+        points: NDArray[np.floating],
+        normals: NDArray[np.floating],
+        material: Material,
+        tint: RGB,
+        uv: Array | None = None,
+    ) -> None:
+        """A rounded patch: points (R, C, 3), counter-clockwise from outside as (row, column) -> (y, x) of a picture,
+        unit normals (R, C, 3), uv (R, C, 2) in tiles (default: once over the patch)."""
+        rows, columns = points.shape[:2]
+        if uv is None:
+            across, along = np.meshgrid(np.linspace(0, 1, columns), np.linspace(0, 1, rows))
+            uv = np.stack([across, along], -1).astype(np.float32)
+
+        def faces(a: NDArray[np.floating]) -> NDArray[np.float32]:
+            low, right, high, left = a[:-1, :-1], a[:-1, 1:], a[1:, 1:], a[1:, :-1]
+            both = np.stack([np.stack([low, right, high], -2), np.stack([low, high, left], -2)], 2)
+            return both.reshape(-1, 3, a.shape[-1]).astype(np.float32)
+
+        corners = faces(np.asarray(points, np.float64) - self.origin)
+        real = (np.abs(corners - np.roll(corners, 1, 1)).max(2) > 1e-5).all(1)  # a pole's triangles close up
+        n = int(real.sum())
+        whole = (np.full(n, int(material), np.uint8), np.tile(np.array(tint, np.float32), (n, 1)))
+        still = (np.zeros(n, np.int32), np.full(n, -1, np.int32))
+        self._parts.append(Mesh(corners[real], faces(uv)[real], *whole, *still, faces(normals)[real]))
+
+    def limb(
+        self,
+        a: Vec,
+        b: Vec,
+        ra: float,
+        rb: float,
+        material: Material,
+        tint: RGB = WHITE,
+        *,
+        sides: int = 6,
+        wide: float = 1.0,
+        tiles: float = 1.0,
+        around: float = 1.0,
+        ball: bool = False,
+        lid: bool = True,
+    ) -> None:
+        """A round bar from a to b, its radius going from ra to rb, ``wide`` times as thick along y where it stands up.
+
+        It ends in a flat lid at b unless ``lid`` is false. With ``ball`` it swells between its ends instead: an
+        ellipsoid of radius ra.
+        """
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        length = float(norm(b - a))
+        axis = (b - a) / length
+        side = np.array([0.0, 1.0, 0.0]) if abs(axis[1]) < 0.9 else np.array([0.0, 0.0, 1.0])
+        e1 = side - axis * exact.dot(side, axis)
+        e1 /= norm(e1)
+        e2 = np.array(
+            [e1[1] * axis[2] - e1[2] * axis[1], e1[2] * axis[0] - e1[0] * axis[2], e1[0] * axis[1] - e1[1] * axis[0]]
+        )
+        turn = 2 * math.pi * np.arange(sides + 1) / sides
+        turn[-1] = 0.0  # it closes exactly
+        ring = -cos(turn)[:, None] * e1 * wide + sin(turn)[:, None] * e2  # (sides + 1, 3)
+        if ball:
+            lat = math.pi * (np.arange(4) / 3 - 0.5)
+            at, radius = 0.5 + 0.5 * sin(lat), ra * np.maximum(cos(lat), 1e-9)
+            lift = sin(lat)
+        else:
+            at, radius = np.array([0.0, 1.0]), np.array([ra, rb])
+            lift = np.full(2, (ra - rb) / length)
+        points = a + (b - a) * at[:, None, None] + ring * radius[:, None, None]
+        normals = ring * (radius / ra if ball else np.ones(2))[:, None, None] + axis * lift[:, None, None]
+        normals /= norm(normals, keepdims=True)
+        u, v = np.meshgrid(np.linspace(0, around, sides + 1), at * tiles)
+        self.grid(points, normals, material, tint, np.stack([u, v], -1).astype(np.float32))
+        if lid and not ball:
+            rim = points[1, :-1]
+            for i in range(1, sides - 1):
+                self.triangle(
+                    [rim[0], rim[i], rim[i + 1]], [(0, 0), (0.5, 0), (0.5, 0.5)], material, tint, same_face=i > 1
+                )
+
+    def wheel(
+        self, centre: Vec, radius: float, thick: float, outward: float, material: Material, sides: int = 8
+    ) -> None:
+        """A wheel that rolls along x; ``outward`` (1: to the left, -1) is where its hub looks, 0: a disc between."""
+        c = np.asarray(centre, np.float64)
+        radius = radius / float(cos(math.pi / sides))  # it stands on one of its flats
+        turn = 2 * math.pi * (np.arange(sides + 1) + 0.5) / sides
+        turn[-1] = turn[0]
+        spoke = np.stack([cos(turn), 0 * turn, sin(turn)], 1)  # (sides + 1, 3)
+        half = np.array([0.0, thick / 2, 0.0])
+        rim = c + radius * spoke
+        tread = np.stack([rim + half, rim - half])
+        uv = np.zeros((2, sides + 1, 2), np.float32)
+        self.grid(tread, np.stack([spoke, spoke]), material, WHITE, uv + np.float32(0.04))
+        disc = rim[:-1] + outward * half
+        flat = 0.5 + 0.5 * np.stack([cos(turn), sin(turn)], 1)
+        order = lambda i: [0, i + 1, i] if outward > 0 else [0, i, i + 1]
+        for i in range(1, sides - 1):
+            self.triangle(disc[order(i)], flat[order(i)], material, WHITE, same_face=i > 1)
 
     def add(self, mesh: Mesh, rotation: NDArray[np.floating], place: Vec) -> None:
         """Puts a finished mesh at ``place``."""
@@ -202,15 +306,9 @@ class Builder:
             np.array(self._tint, np.float32).reshape(n, 3),
             np.array(self._surface, np.int32),
             np.full(n, owner, np.int32),
+            np.zeros((n, 3, 3), np.float32),
         )
         return join([own, *self._parts])
-
-
-@functools.cache
-def _regular(sides: int) -> NDArray[np.float64]:
-    """(sides, 2) corners on the unit circle, counter-clockwise."""
-    sin, cos = exact.sincos(2 * math.pi * np.arange(sides) / sides)
-    return np.stack([cos, sin], 1)
 
 
 @functools.cache
@@ -251,7 +349,9 @@ def blob(
     tri = (points * push * np.asarray(radius, np.float64))[faces].astype(np.float32)  # (80, 3, 3)
     uv = (np.stack([tri[..., 0] + 0.6 * tri[..., 1], tri[..., 2] + 0.4 * tri[..., 1]], -1) / 2.5).astype(np.float32)
     n = len(tri)
-    shade = (0.8 + 0.4 * rng.random((n, 1))) * np.array(tint)
+    round_ = (points / np.asarray(radius, np.float64))[faces]
+    round_ /= norm(round_, keepdims=True)
+    shade = (0.9 + 0.2 * rng.random((n, 1))) * np.array(tint)
     return Mesh(
         tri,
         uv,
@@ -259,4 +359,5 @@ def blob(
         shade.astype(np.float32),
         np.zeros(n, np.int32),
         np.full(n, -1, np.int32),
+        round_.astype(np.float32),
     )

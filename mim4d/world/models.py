@@ -1,14 +1,16 @@
-"""Shapes of the things that nuScenes annotates, built of boxes. Origin: centre of the bounding box, x forward, z up."""
+"""Shapes of the things that nuScenes annotates, of boxes and round bars. Origin: the box's centre, x forward, z up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from mim4d.world.mesh import RGB, Builder, Mesh
-from mim4d.world.textures import Material as M
+from mim4d.world.exact import cos, sin
+from mim4d.world.materials import Material as M
+from mim4d.world.mesh import RGB, Builder, Mesh, Vec
 
 CAR_COLOURS: list[RGB] = [
     (0.75, 0.76, 0.78),
@@ -29,6 +31,16 @@ CLOTHES: list[RGB] = [
 ]
 
 
+TROUSERS: list[RGB] = [
+    (0.06, 0.08, 0.16),
+    (0.05, 0.05, 0.055),
+    (0.25, 0.21, 0.15),
+    (0.12, 0.13, 0.14),
+    (0.1, 0.13, 0.25),
+    (0.3, 0.3, 0.32),
+]
+
+
 @dataclass(frozen=True)
 class Kind:
     """A class of thing: its nuScenes category, mean size (width, length, height) in metres, and how to build it."""
@@ -42,70 +54,130 @@ class Kind:
 SKIRT = 0.96  # a body's width over its box's: the wheels stand out a little
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A car's outline seen from the side: x over its length from -0.5 (rear) to 0.5, z over its height from 0."""
+
+    belt: tuple[tuple[float, float], ...]  # upper edge of the lower body from the rear to the nose
+    cabin: tuple[tuple[float, float], ...]  # foot of the rear window, roof's rear, roof's front, foot of the windscreen
+
+
+SHAPES = (
+    Shape(  # saloon
+        ((-0.5, 0.55), (-0.47, 0.62), (-0.33, 0.65), (0.2, 0.62), (0.42, 0.54), (0.5, 0.46)),
+        ((-0.36, 0.64), (-0.24, 0.97), (0.02, 1.0), (0.22, 0.61)),
+    ),
+    Shape(  # hatchback
+        ((-0.5, 0.56), (-0.48, 0.63), (-0.4, 0.64), (0.2, 0.62), (0.42, 0.55), (0.5, 0.47)),
+        ((-0.47, 0.63), (-0.38, 0.95), (0.0, 1.0), (0.23, 0.61)),
+    ),
+    Shape(  # estate
+        ((-0.5, 0.55), (-0.49, 0.62), (-0.46, 0.63), (0.2, 0.62), (0.43, 0.54), (0.5, 0.46)),
+        ((-0.49, 0.62), (-0.42, 0.97), (0.02, 1.0), (0.22, 0.61)),
+    ),
+    Shape(  # van
+        ((-0.5, 0.5), (-0.495, 0.54), (-0.45, 0.55), (0.3, 0.55), (0.44, 0.48), (0.5, 0.4)),
+        ((-0.495, 0.53), (-0.47, 0.99), (0.2, 1.0), (0.34, 0.54)),
+    ),
+)
+SILL = 0.15  # of a car's body over the road, in heights
+
+
 def _wheels(b: Builder, length: float, width: float, height: float, radius: float, at: tuple[float, ...]) -> None:
-    thick = 0.24
+    thick = 0.22
     for x in at:
         for y in (-1, 1):
-            yy = y * (width / 2 - thick / 2)
-            b.box((x * length, yy, -height / 2 + radius), (2 * radius * 0.92, thick, 2 * radius), M.TYRE, front=M.TYRE)
+            place = (x * length, y * (width / 2 - thick / 2 - 0.005), -height / 2 + radius)
+            b.wheel(place, radius, thick, float(y), M.TYRE)
 
 
 def _pick(rng: np.random.Generator, colours: list[RGB]) -> RGB:
     return colours[int(rng.integers(len(colours)))]
 
 
+def _skin(rng: np.random.Generator) -> RGB:
+    tone = float(rng.uniform(0.35, 1.25))
+    return (min(1.0, 1.1 * tone), tone, 0.92 * tone)
+
+
 def car(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
+    """A body with flanks, bonnet and boot, a cabin that leans in, wheels, mirrors."""
     b, c = Builder(), _pick(rng, CAR_COLOURS)
-    van = rng.random() < 0.25
-    belt = 0.58 * h
-    b.box(
-        (0, 0, -h / 2 + 0.17 * h + (belt - 0.17 * h) / 2),
-        (l, SKIRT * w, belt - 0.17 * h),
-        M.BODY_SIDE,
-        c,
-        top=M.BODY,
-        front=M.FRONT,
-        rear=M.REAR,
-    )
-    roof = h - belt
-    length, shift = (0.74 * l, -0.1 * l) if van else (0.6 * l, -0.06 * l)
-    inset = (0.14 * l, 0.03 * l, 0.09 * w) if van else (0.16 * l, 0.1 * l, 0.1 * w)
-    b.box((shift, 0, h / 2 - roof / 2), (length, 0.9 * w, roof), M.GLASS, c, top=M.BODY, inset=inset)
-    _wheels(b, l, w, h, 0.33, (-0.31, 0.31))
+    shape = SHAPES[int(rng.choice(len(SHAPES), p=(0.35, 0.3, 0.2, 0.15)))]
+    point = lambda x, y, z: (x * l, y * w, (z - 0.5) * h)
+    # Half width over the car's width: the ends are rounded off.
+    half = [0.42 if abs(x) > 0.495 else 0.46 if abs(x) > 0.46 else 0.475 for x, _ in shape.belt]
+    top = max(z for _, z in shape.belt)
+    corners = [(x, z, y) for (x, z), y in zip(shape.belt, half, strict=True)]
+    for n, ((x0, z0, y0), (x1, z1, y1)) in enumerate(pairwise(corners)):
+        for side in (-1, 1):
+            ends = [(x0, y0, z0), (x1, y1, z1)][::-side]
+            low = [point(x, side * y, SILL) for x, y, _ in ends]
+            high = [point(x, side * y, z) for x, y, z in ends]
+            tile = [((x + 0.5), (z - SILL) / (top - SILL)) for x, _, z in ends]
+            foot = [((x + 0.5), 0.0) for x, _, _ in ends]
+            b.triangle([low[0], low[1], high[1]], [foot[0], foot[1], tile[1]], M.BODY_SIDE, c, same_face=n > 0)
+            b.triangle([low[0], high[1], high[0]], [foot[0], tile[1], tile[0]], M.BODY_SIDE, c, same_face=True)
+        b.quad([point(x1, -y1, z1), point(x1, y1, z1), point(x0, y0, z0), point(x0, -y0, z0)], M.BODY, c)
+    (x0, z0, y0), (x1, z1, y1) = corners[0], corners[-1]
+    rear = [point(x0, y0, SILL), point(x0, -y0, SILL), point(x0, -y0, z0), point(x0, y0, z0)]
+    b.quad(rear, M.REAR, c)
+    nose = [point(x1, -y1, SILL), point(x1, y1, SILL), point(x1, y1, z1), point(x1, -y1, z1)]
+    b.quad(nose, M.FRONT, c)
+    # The cabin: from its foot to the roof it leans in.
+    (xa, za), (xb, zb), (xc, zc), (xd, zd) = shape.cabin
+    base, roof = 0.46, 0.385
+    b.quad([point(xd, -base, zd), point(xd, base, zd), point(xc, roof, zc), point(xc, -roof, zc)], M.GLASS, c)
+    b.quad([point(xa, base, za), point(xa, -base, za), point(xb, -roof, zb), point(xb, roof, zb)], M.GLASS, c)
+    b.quad([point(xc, -roof, zc), point(xc, roof, zc), point(xb, roof, zb), point(xb, -roof, zb)], M.BODY, c)
+    right = [point(xa, -base, za), point(xd, -base, zd), point(xc, -roof, zc), point(xb, -roof, zb)]
+    left = [point(xd, base, zd), point(xa, base, za), point(xb, roof, zb), point(xc, roof, zc)]
+    b.quad(right, M.SIDE_GLASS, c)
+    b.quad(left, M.SIDE_GLASS, c, (-1, 1), (1, 0))
+    for side in (-1, 1):
+        b.box(point(xd - 0.05, side * 0.475, zd + 0.04), (0.1, 0.05 * w, 0.14), M.BODY, c)
+    _wheels(b, l, 0.985 * w, h, 0.2 * h, (-0.31, 0.31))
     return b.mesh()
 
 
 def truck(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     b, c = Builder(), _pick(rng, CAR_COLOURS)
     cab = min(2.2, 0.3 * l)
-    b.box((l / 2 - cab / 2, 0, -0.06 * h), (cab, 0.92 * w, 0.7 * h), M.BODY_SIDE, c, top=M.BODY, front=M.FRONT)
-    b.box((l / 2 - cab / 2, 0, 0.2 * h), (cab * 0.96, 0.88 * w, 0.2 * h), M.GLASS, c, top=M.BODY, inset=(0.35, 0, 0.05))
+    x = l / 2 - cab / 2
+    b.box((x, 0, 0.04 * h), (cab, 0.92 * w, 0.76 * h), M.BODY, c, front=M.TRUCK_FRONT, inset=(0.12, 0, 0.03))
+    for side in (-1, 1):
+        b.box((x + 0.1, side * 0.455 * w, 0.2 * h), (0.5 * cab, 0.02 * w, 0.24 * h), M.GLASS)
+        b.box((l / 2 - 0.1, side * 0.485 * w, 0.2 * h), (0.1, 0.03 * w, 0.4), M.TYRE)
     load = l - cab - 0.25
-    b.box(
-        (-l / 2 + load / 2, 0, 0.11 * h),
-        (load, SKIRT * w, 0.78 * h),
-        M.CONTAINER,
-        _pick(rng, CAR_COLOURS),
-        tiles=max(1.0, round(load / 3)),
-    )
-    b.box((0, 0, -0.34 * h), (0.92 * l, 0.5 * w, 0.1 * h), M.METAL)
-    _wheels(b, l, w, h, 0.45, (-0.36, -0.24, 0.36))
+    panels = max(1.0, round(load / 3))
+    colour = _pick(rng, CAR_COLOURS)
+    b.box((-l / 2 + load / 2, 0, 0.13 * h), (load, SKIRT * w, 0.74 * h), M.CONTAINER, colour, tiles=panels)
+    b.box((0, 0, -0.3 * h), (0.94 * l, 0.5 * w, 0.12 * h), M.METAL)
+    b.box((-l / 2 + 0.05, 0, -0.3 * h), (0.1, 0.9 * w, 0.06 * h), M.STRIPES, rear=M.REAR)
+    _wheels(b, l, w, h, 0.46, (-0.36, -0.22, 0.36))
     return b.mesh()
 
 
 def bus(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     b, c = Builder(), _pick(rng, CAR_COLOURS)
+    tiles = max(2.0, round(l / 2))
     b.box(
-        (0, 0, 0.06 * h),
-        (l, SKIRT * w, 0.88 * h),
+        (0, 0, 0.03 * h),
+        (l, SKIRT * w, 0.86 * h),
         M.BUS_SIDE,
         c,
         top=M.BODY,
-        front=M.BUS_SIDE,
+        front=M.BUS_FRONT,
         rear=M.BUS_SIDE,
-        tiles=max(2.0, round(l / 2)),
+        tiles=tiles,
+        inset=(0.12, 0.05, 0.05),
     )
-    _wheels(b, l, w, h, 0.48, (-0.28, 0.34))
+    b.box((-0.2 * l, 0, 0.48 * h), (0.25 * l, 0.6 * w, 0.04 * h), M.BODY)
+    for x in (0.4, 0.05):  # doors, on the right
+        b.box((x * l, -0.485 * w, -0.04 * h), (1.1, 0.02 * w, 0.62 * h), M.SIDE_GLASS, (0.25, 0.25, 0.25))
+    for side in (-1, 1):
+        b.box((0.49 * l, side * 0.49 * w, 0.16 * h), (0.1, 0.02 * w, 0.4), M.TYRE)
+    _wheels(b, l, w, h, 0.48, (-0.28, 0.3))
     return b.mesh()
 
 
@@ -128,7 +200,13 @@ def excavator(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     b = Builder()
     yellow: RGB = (0.9, 0.55, 0.04)
     for y in (-1, 1):
-        b.box((-0.12 * l, y * 0.4 * w, -0.36 * h), (0.7 * l, 0.2 * w, 0.28 * h), M.TYRE, inset=(0.1, 0.1, 0))
+        b.box(
+            (-0.12 * l, y * 0.4 * w, -0.36 * h),
+            (0.7 * l, 0.2 * w, 0.28 * h),
+            M.METAL,
+            (0.15, 0.15, 0.15),
+            inset=(0.3, 0.3, 0),
+        )
     b.box((-0.2 * l, 0, -0.06 * h), (0.6 * l, 0.9 * w, 0.32 * h), M.BODY_SIDE, yellow, top=M.BODY)
     b.box((0.02 * l, 0.22 * w, 0.2 * h), (0.26 * l, 0.4 * w, 0.36 * h), M.GLASS, yellow, top=M.BODY)
     b.box((0.22 * l, -0.15 * w, 0.34 * h), (0.4 * l, 0.14 * w, 0.3 * h), M.BODY, yellow, inset=(0, 0.25 * l, 0))
@@ -137,27 +215,117 @@ def excavator(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     return b.mesh()
 
 
+def _person(
+    b: Builder, rng: np.random.Generator, hips: Vec, neck: Vec, w: float, shirt: RGB, helmet: RGB | None
+) -> None:
+    """Torso, neck and head; w is the width of the shoulders' box."""
+    hips, neck = np.asarray(hips, np.float64), np.asarray(neck, np.float64)
+    b.limb(hips, neck, 0.16 * w + 0.03, 0.2 * w + 0.02, M.CLOTH, shirt, sides=7, wide=1.45)
+    head = 0.115
+    up = neck + (0.0, 0.0, 0.02)
+    b.limb(
+        up,
+        up + (0.0, 0.0, 2.1 * head),
+        head,
+        head,
+        M.SKIN if helmet is None else M.BODY,
+        helmet or _skin(rng),
+        sides=7,
+        ball=True,
+    )
+
+
 def pedestrian(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
-    b, shirt, legs = Builder(), _pick(rng, CLOTHES), _pick(rng, CLOTHES)
-    for i, y in enumerate((-1, 1)):
-        b.box(((0.12 if i else -0.12) * l, y * 0.13 * w, -0.26 * h), (0.24 * l, 0.22 * w, 0.48 * h), M.CLOTH, legs)
-        b.box(((-0.16 if i else 0.16) * l, y * 0.4 * w, 0.1 * h), (0.2 * l, 0.17 * w, 0.36 * h), M.CLOTH, shirt)
-    b.box((0, 0, 0.14 * h), (0.5 * l, 0.62 * w, 0.36 * h), M.CLOTH, shirt, inset=(0, 0, 0.06 * w))
-    b.pole((0, 0), 0.33 * h, 0.5 * h, 0.17 * w + 0.02, M.SKIN, sides=8, scale=0.8)
+    """In mid-stride, at a phase of its own; the arms swing against the legs."""
+    b, shirt, legs = Builder(), _pick(rng, CLOTHES), _pick(rng, TROUSERS)
+    stride, skirt = float(rng.choice([-1, 1]) * rng.uniform(0.45, 1)), rng.random() < 0.2
+    floor, hip, shoulder = -h / 2, -0.02 * h, 0.31 * h
+    reach = 0.5 * l - 0.18
+    for side in (-1, 1):
+        step = side * stride * reach
+        y = side * 0.13 * w
+        knee = np.array([0.55 * step + 0.05, y, floor + 0.28 * h])
+        foot = np.array([step, y, floor + 0.06])
+        b.limb(knee, (0, 0.8 * y, hip), 0.075, 0.095, M.CLOTH, legs, sides=4, lid=False)
+        b.limb(
+            foot,
+            knee,
+            0.05,
+            0.07,
+            M.CLOTH if not skirt else M.SKIN,
+            legs if not skirt else _skin(rng),
+            sides=5,
+            lid=False,
+        )
+        b.box((step + 0.05, y, floor + 0.045), (0.25, 0.095, 0.09), M.TYRE, (0.5, 0.4, 0.3), inset=(0.08, 0.0, 0.015))
+        hand = np.array([-0.75 * step, side * (0.5 * w - 0.06), floor + 0.46 * h])
+        elbow = np.array([-0.35 * step - 0.05, side * (0.5 * w - 0.065), floor + 0.6 * h])
+        b.limb(elbow, (0, side * 0.33 * w, shoulder), 0.045, 0.06, M.CLOTH, shirt, sides=4, lid=False)
+        b.limb(hand, elbow, 0.035, 0.045, M.CLOTH, shirt, sides=4, lid=False)
+    if skirt:
+        b.limb((0, 0, floor + 0.27 * h), (0, 0, hip + 0.04), 0.19, 0.13, M.CLOTH, legs, sides=7, wide=1.1)
+    _person(b, rng, (0, 0, hip - 0.06), (0, 0, 0.335 * h), w, shirt, None)
+    if rng.random() < 0.35:  # a rucksack
+        b.box(
+            (-0.17, 0, 0.2 * h), (0.13, 0.36 * w + 0.05, 0.22 * h), M.CLOTH, _pick(rng, CLOTHES), inset=(0, 0.03, 0.02)
+        )
     return b.mesh()
 
 
+def _ring(b: Builder, centre: Vec, radius: float, thick: float, tint: RGB) -> None:
+    """A tyre that rolls along x: eight pieces around, seen from both sides and from the front."""
+    c = np.asarray(centre, np.float64)
+    turn = 2 * np.pi * np.arange(9) / 8
+    turn[-1] = 0.0
+    spoke = np.stack([cos(turn), 0 * turn, sin(turn)], 1)
+    out = np.array([0.0, thick / 2, 0.0])
+    inner, outer = c + 0.84 * radius * spoke, c + radius * spoke
+    flat = np.zeros((2, 9, 2), np.float32) + np.float32(0.04)
+    # The tread looks outward, the flat of the ring to both sides: a face seen from behind is drawn all the same.
+    b.grid(np.stack([outer + out, outer - out]), np.stack([spoke, spoke]), M.TYRE, tint, flat)
+    aside = np.broadcast_to(np.array([0.0, 1.0, 0.0]), spoke.shape)
+    b.grid(np.stack([inner, outer]), np.stack([aside, aside]), M.TYRE, tint, flat)
+
+
 def _two_wheeler(rng: np.random.Generator, w: float, l: float, h: float, engine: bool) -> Mesh:
+    """A frame on two wheels and who rides it."""
     b, c = Builder(), _pick(rng, CAR_COLOURS)
-    r = 0.17 * l
-    for x in (-1, 1):
-        b.box((x * (l / 2 - r), 0, -h / 2 + r), (2 * r, 0.08 + 0.08 * engine, 2 * r), M.TYRE, inset=(0.05, 0.05, 0))
-    b.box((0, 0, -h / 2 + 1.7 * r), (0.6 * l, 0.08 + 0.3 * engine * w, 0.06 * h + 0.16 * engine * h), M.BODY, c)
-    b.box((0.3 * l, 0, -h / 2 + 2.6 * r), (0.06, 0.9 * w, 0.06), M.METAL)
-    b.box((-0.08 * l, 0, 0.1 * h), (0.22 * l, 0.7 * w, 0.4 * h), M.CLOTH, _pick(rng, CLOTHES), inset=(0, 0, 0.1 * w))
-    for y in (-1, 1):
-        b.box((0.02 * l, y * 0.22 * w, -0.16 * h), (0.16 * l, 0.2 * w, 0.34 * h), M.CLOTH, _pick(rng, CLOTHES))
-    b.pole((-0.04 * l, 0), 0.32 * h, 0.5 * h, 0.14, M.BODY if engine else M.SKIN, c, sides=8, scale=0.8)
+    r = 0.17 * l if engine else 0.19 * l
+    floor = -h / 2
+    rear, front = np.array([-l / 2 + r, 0, floor + r]), np.array([l / 2 - r, 0, floor + r])
+    for x in (rear, front):
+        if engine:
+            b.wheel(x, r, 0.13, 0.0, M.TYRE)
+        else:
+            _ring(b, x, r, 0.05, (1, 1, 1))
+    bars = np.array([0.27 * l, 0.0, floor + 0.62 * h])
+    seat, crank = np.array([-0.13 * l, 0.0, floor + 0.53 * h]), np.array([-0.02 * l, 0.0, floor + 0.8 * r])
+    thick = 0.045 if engine else 0.022
+    b.limb(front, bars, thick, thick, M.METAL, sides=4, lid=False)
+    if engine:
+        b.box((0.0, 0, floor + 0.36 * h), (0.42 * l, 0.3 * w, 0.2 * h), M.BODY, c, inset=(0.1, 0.04, 0.04))
+        b.box((0.1 * l, 0, floor + 0.5 * h), (0.26 * l, 0.36 * w, 0.13 * h), M.BODY, c, inset=(0.08, 0.05, 0.05))
+        b.box((-0.22 * l, 0, floor + 0.5 * h), (0.34 * l, 0.3 * w, 0.07 * h), M.TYRE)
+        b.box((0.3 * l, 0, floor + 0.55 * h), (0.1, 0.2, 0.16), M.LAMP, (1, 1, 1))
+    else:
+        for a, z in ((crank, seat), (crank, bars), (seat, bars - (0.03, 0, 0.06)), (rear, crank), (rear, seat)):
+            b.limb(a, z, thick, thick, M.BODY, c, sides=4, lid=False)
+        b.box(seat + (0, 0, 0.02), (0.24, 0.13, 0.05), M.TYRE)
+    b.limb(bars - (0, 0.46 * w, 0), bars + (0, 0.46 * w, 0), 0.018, 0.018, M.METAL, sides=4, lid=False)
+    shirt, legs = _pick(rng, CLOTHES), _pick(rng, TROUSERS)
+    hips = seat + (0.02, 0, 0.08)
+    neck = np.array([0.06 * l, 0.0, h / 2 - 0.27])
+    helmet = _pick(rng, CAR_COLOURS) if engine or rng.random() < 0.6 else None
+    _person(b, rng, hips - (0, 0, 0.04), neck, min(w, 0.62), shirt, helmet)
+    for side in (-1, 1):
+        pedal = crank + (0.02 * l * side, side * 0.14, -0.02 * side)
+        knee = np.array([0.13 * l, side * 0.17, floor + 0.5 * h + 0.03 * side * h])
+        b.limb(knee, hips + (0, side * 0.1, 0), 0.065, 0.085, M.CLOTH, legs, sides=4, lid=False)
+        b.limb(pedal, knee, 0.045, 0.065, M.CLOTH, legs, sides=4, lid=False)
+        b.box(pedal + (0.05, 0, -0.02), (0.24, 0.09, 0.07), M.TYRE)
+        elbow = np.array([0.12 * l, side * 0.36 * w, floor + 0.66 * h])
+        b.limb(elbow, neck + (0.0, side * 0.16, -0.06), 0.042, 0.055, M.CLOTH, shirt, sides=4, lid=False)
+        b.limb(bars + (0, side * 0.38 * w, 0), elbow, 0.034, 0.042, M.CLOTH, shirt, sides=4, lid=False)
     return b.mesh()
 
 

@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 
 from mim4d.world import exact
 from mim4d.world.actors import Actor, Route, Speed, populate
+from mim4d.world.air import Air, draw, make_air
 from mim4d.world.caster import make_caster
+from mim4d.world.contact import Contact
 from mim4d.world.geometry import rigid, street_path, yaw_matrix
 from mim4d.world.ground import Ground
 from mim4d.world.knobs import STANDARD, Knobs
 from mim4d.world.layouts import lay_out
+from mim4d.world.lights import LampLight
+from mim4d.world.markings import mark
 from mim4d.world.mesh import NOTHING, Mesh, join
 from mim4d.world.roads import LANE, TILE_SIZE, Roads
 from mim4d.world.styles import TRAIN_STYLES, VAL_STYLES, Style
@@ -76,17 +80,18 @@ class Scene:
     ) -> None:
         """``tile``: map coordinates of the lower left corner of the square that the scene owns."""
         rng = lambda part: np.random.default_rng([seed, index, int(validation), part])
-        self.index, self.seconds, self.knobs = index, seconds, knobs
+        self.seed, self.index, self.validation, self.seconds, self.knobs = seed, index, validation, seconds, knobs
         styles = VAL_STYLES if validation else TRAIN_STYLES
         self.style: Style = styles[(seed + index) % len(styles)]
         self.ego, self.roads = self.streets(seed=seed, index=index, validation=validation, seconds=seconds, tile=tile)
+        mark(rng(4), self.roads)
         self.actors: list[Actor] = populate(rng(1), self.roads, self.ego, seconds)
         way = self.ego.pose(np.linspace(-0.1, seconds + 0.1, 64))[0][:, :2]  # (64, 2)
         self.origin = np.array([*way.mean(0), 0.0])
         standing = [a for a in self.actors if a.route is None]
         footprints = [(*a.position[:2], exact.hypot(a.size[0], a.size[1]) / 2, a.size[2]) for a in standing]
-        town = Town(rng(2), self.roads, self.style, way, np.array(footprints).reshape(-1, 4), self.origin).build()
-        self.still = join([town] + [self._placed(i) for i, a in enumerate(self.actors) if a.route is None])
+        town = Town(rng(2), self.roads, self.style, way, np.array(footprints).reshape(-1, 4), self.origin)
+        self.still = join([town.build()] + [self._placed(i) for i, a in enumerate(self.actors) if a.route is None])
         self.moving = [i for i, a in enumerate(self.actors) if a.route is not None]
         # Moving actors, each about its own centre and heading along x.
         self.rest = join([NOTHING] + [self.actors[i].mesh.moved(np.eye(3), (0, 0, 0), i) for i in self.moving])
@@ -94,21 +99,25 @@ class Scene:
         self.mesh = join([self.still, self.rest])  # all triangles; the looks of a face never change
         self.rest_normals = self.mesh.normals
         self.static = make_caster(self.still.vertices)
-        self.ground = Ground(self.roads, tuple(way.min(0) - PAINT_WITHIN), tuple(way.max(0) + PAINT_WITHIN))
-        self._weather(rng(3))
+        corner, far = way.min(0) - PAINT_WITHIN, way.max(0) + PAINT_WITHIN
+        self.ground = Ground(self.roads, (corner[0], corner[1]), (far[0], far[1]))
+        # Relative to the origin, as the triangles are.
+        here = self.origin[:2]
+        things = [_outline(a) - here for a in standing]
+        self.contact = Contact(corner - here, far - here, [f - here for f in town.feet], things)
+        self.lamp_light = LampLight(np.array(town.lamps).reshape(-1, 2) - here, corner - here, far - here)
+        # "mixed": the first town of every map has a clear day, so that the smallest worlds are easy to look at.
+        self._weather(rng(3), plain=tile == (0.0, 0.0))
 
-    def _weather(self, rng: np.random.Generator) -> None:
-        # The sun looks along the street more than across it: otherwise the houses would put all of it in the shade.
-        across, side = rng.uniform(0.25, 0.9), rng.integers(4)
-        azimuth = self.roads.bend.heading + (across if side % 2 else -across) + (math.pi if side > 1 else 0.0)
-        height = math.radians(rng.uniform(36, 60))
-        (rise, flat), (sin, cos) = exact.sincos(height), exact.sincos(float(azimuth))
-        self.sun = np.array([flat * cos, flat * sin, rise])  # unit, towards it
+    def _weather(self, rng: np.random.Generator, plain: bool) -> None:
+        weather, light = draw(rng, self.knobs.weather, self.knobs.light, plain)
+        self.air: Air = make_air(rng, weather, light, self.roads.bend.heading)
+        self.sun = sun = self.air.sun  # (3,) unit, towards it
+        flat = math.sqrt(sun[0] * sun[0] + sun[1] * sun[1])
         size = np.array([self.actors[i].size for i in self.moving]).reshape(-1, 3)
         # From the middle of a moving actor to the end of its box or of its shadow, seen from above.
-        self.shadow_reach = exact.norm(size[:, :2]) / 2 + size[:, 2] / exact.tan(height)
-        self.haze = float(rng.uniform(350, 700))  # metres over which the air takes away all but 1/e
-        self.warmth = float(rng.uniform(0.0, 1.0))  # of the sunlight
+        shadow = size[:, 2] * (flat / sun[2] if self.air.shadows else 0.0)
+        self.shadow_reach = exact.hypot(size[:, 0], size[:, 1]) / 2 + shadow
         self.sky_shift = rng.uniform(0, 1, 2)  # of the clouds
 
     @classmethod
@@ -171,15 +180,21 @@ class Moment:
         poses = [scene.actors[i].pose(t) for i in scene.moving]
         centre = np.array([c for c, _ in poses]).reshape(-1, 3)
         yaw = np.array([y for _, y in poses], np.float64)
+        self.centre, self.yaw = centre, yaw  # (A, 3) map coordinates, (A,) of the moving actors
         present = exact.norm((centre - here)[:, :2]) < ACTOR_RANGE
         if view is not None:
             present &= view.meets(centre[:, :2], scene.shadow_reach)
+        self.present = present  # (A,) which of them are there
         self._faces = np.flatnonzero(present[scene.rest_actor]).astype(np.int32)  # of the moving triangles
         actor = scene.rest_actor[self._faces]
         sin, cos = (x.astype(np.float32)[actor] for x in exact.sincos(yaw))
         place = (centre - scene.origin).astype(np.float32)[actor, None]  # (F', 1, 3)
         vertices = _turn(scene.rest.vertices[self._faces], cos[:, None], sin[:, None]) + place
         self._dynamic = make_caster(vertices) if len(vertices) else None
+        # Cosine and sine of every actor's heading, by its index; the last row is for the still world (-1).
+        self.turn = np.zeros((len(scene.actors) + 1, 2), np.float32)
+        self.turn[:, 0] = 1.0
+        self.turn[scene.moving] = np.stack(exact.sincos(yaw)[::-1], 1)
         self.normals = scene.rest_normals.copy()
         self.normals[len(scene.still) + self._faces] = _turn(
             scene.rest_normals[len(scene.still) + self._faces], cos, sin
@@ -210,6 +225,13 @@ class Moment:
             at = np.flatnonzero(free)
             free[at] = ~self._dynamic.blocked(points[at], sun)
         return free
+
+
+def _outline(actor: Actor) -> Array:
+    """(4, 2) corners of a standing actor's box on the ground, map coordinates."""
+    centre, yaw = actor.pose(0.0)
+    half = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)]) * (actor.size[1] / 2, actor.size[0] / 2)
+    return exact.apply(yaw_matrix(float(yaw))[:2, :2], half) + centre[:2]
 
 
 def _turn(v: Float32, cos: Float32, sin: Float32) -> Float32:

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim4d.world import exact
+from mim4d.world.film import photograph
 from mim4d.world.geometry import rigid, yaw_matrix
+from mim4d.world.materials import Material
 from mim4d.world.scene import Hits, Moment, Scene, View
-from mim4d.world.shading import Shader, develop
-from mim4d.world.textures import Material
+from mim4d.world.shading import Shader
 
 Array = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -35,7 +36,7 @@ CAMERAS: dict[str, tuple[float, float, tuple[float, float, float]]] = {
     "CAM_BACK_RIGHT": (-110.0, 0.79, (1.03, -0.48, 1.56)),
 }
 FINE = ((0.83, 0.42), (0.26, 0.82), (0.41, 0.18))  # with the centre, four places spread over a pixel
-EDGE = 0.08  # difference of display brightness (0..1) between surfaces that is smoothed
+EDGE = 0.12  # difference of display brightness (0..1) between surfaces that is smoothed
 BLOCK = 1 << 15  # pixels cast and coloured at a time
 OPTICAL = np.array(
     [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
@@ -51,7 +52,7 @@ REFLECT[[Material.METAL, Material.STRIPES, Material.POSTER, Material.BODY_SIDE, 
     0.5,
     0.5,
 )
-PANES = np.isin(np.arange(len(Material)), [Material.GLASS, Material.CURTAIN])
+PANES = np.isin(np.arange(len(Material)), [Material.GLASS, Material.SIDE_GLASS, Material.CURTAIN, Material.OFFICE])
 
 
 def firing_offset(heading: float) -> float:
@@ -184,14 +185,13 @@ def render(shader: Shader, camera: Camera, moment: Moment, hits: Hits | None = N
     """
     scene = moment.scene
     hits = trace(camera, moment) if hits is None else hits
-    gain = camera.gain
     linear = np.empty((3, len(camera.rays)), np.float32)
     for block in blocks(len(camera.rays)):
         origin, d = _world_rays(scene, moment.t, camera.ego_from_cam, camera.rays[block])
         part = Hits(*(getattr(hits, f.name)[block] for f in fields(Hits)))
         linear[:, block] = shader.colours(moment, origin, d, part, camera.pixel)
     surface = np.where(hits.face >= 0, scene.mesh.surface[hits.face], -1).reshape(camera.height, camera.width)
-    green = np.sqrt(linear[1] * np.float32(gain)).reshape(camera.height, camera.width)
+    green = np.sqrt(linear[1] * np.float32(camera.gain)).reshape(camera.height, camera.width)
     edge = _borders(surface, green)
     for block in blocks(len(edge), BLOCK // len(FINE)):
         at = edge[block]
@@ -200,7 +200,10 @@ def render(shader: Shader, camera: Camera, moment: Moment, hits: Hits | None = N
         origin, d = _world_rays(scene, moment.t, camera.ego_from_cam, pixel_rays(camera.intrinsics, x, y))
         more = shader.colours(moment, origin, d, moment.cast(origin, d), camera.pixel)  # (3, 3 * E)
         linear[:, at] = (linear[:, at] + more.reshape(3, len(FINE), -1).sum(1)) / (1 + len(FINE))
-    return develop(linear, gain).reshape(camera.height, camera.width, 3)
+    # The noise of an image follows from what it shows, so that the same moment gives the same bytes.
+    key = [scene.seed, scene.index, 24, list(CAMERAS).index(camera.channel), round((moment.t + 1.0) * 1e6)]
+    noise = scene.knobs.sensor_noise * math.sqrt(scene.air.exposure)
+    return photograph(linear, (camera.height, camera.width), camera.gain, noise, key)
 
 
 def _borders(surface: NDArray[np.int32], light: Float32) -> NDArray[np.intp]:
@@ -238,7 +241,9 @@ def sweep(scene: Scene, lidar: Lidar, t: float, rng: np.random.Generator) -> tup
     facing = np.abs(exact.dot(moment.normals[face], d[kept]))
     reflect = REFLECT[material] * (0.4 + 0.6 * scene.mesh.tint[face].mean(1).clip(0, 1))
     signal = reflect * (0.25 + 0.75 * facing)
-    far = r / np.float32(LIDAR_REACH)
+    # A wet road sends little back: the film of water mirrors the beam away.
+    signal *= np.where(material == Material.ASPHALT, np.float32(1 - 0.6 * scene.air.wet), np.float32(1))
+    far = r / np.float32(LIDAR_REACH * scene.air.lidar_reach)  # rain and fog take range
     returned = np.minimum(1.3 * exact.exp(-far * far * (0.25 / (signal + 0.02))), 1 - STRAY)
     # A pane is a mirror: it sends back what meets it head on.
     head_on = facing * facing

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mim4d.world.materials import Material as M
 from mim4d.world.mesh import RGB
-from mim4d.world.textures import Material as M
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Style:
     trees: float  # things that stand along the kerb, per metre
     inner: M  # what covers a block behind its walkway
     leaves: RGB  # tint of the foliage
+    forest: tuple[float, float, float, float] = (0.5, 0.3, 0.15, 0.05)  # shares of furniture.tree's kinds
 
 
 TRAIN_STYLES = (
@@ -34,7 +35,7 @@ TRAIN_STYLES = (
         leaves=(1.1, 1.0, 0.8),
     ),
     Style(
-        walls=(M.CURTAIN, M.PLASTER, M.CURTAIN),
+        walls=(M.CURTAIN, M.OFFICE, M.CURTAIN),
         tints=((0.75, 0.85, 1.0), (0.9, 0.9, 0.85), (0.5, 0.65, 0.7), (0.95, 0.8, 0.62)),
         floors=(5, 12),
         shops=0.7,
@@ -45,7 +46,7 @@ TRAIN_STYLES = (
         leaves=(0.8, 1.1, 0.7),
     ),
     Style(
-        walls=(M.PLASTER, M.BRICK, M.PLASTER),
+        walls=(M.PLASTER, M.BRICK, M.SHUTTERS),
         tints=((0.95, 0.92, 0.8), (0.75, 0.82, 0.88), (0.9, 0.7, 0.55), (0.72, 0.42, 0.34)),
         floors=(2, 3),
         shops=0.0,
@@ -54,6 +55,7 @@ TRAIN_STYLES = (
         trees=0.07,
         inner=M.GRASS,
         leaves=(0.9, 1.15, 0.7),
+        forest=(0.35, 0.25, 0.1, 0.3),
     ),
     Style(
         walls=(M.CORRUGATED, M.BLANK, M.BRICK),
@@ -69,7 +71,7 @@ TRAIN_STYLES = (
 )
 VAL_STYLES = (
     Style(
-        walls=(M.PLASTER, M.PLASTER, M.BRICK),
+        walls=(M.SHUTTERS, M.PLASTER, M.SHUTTERS),
         tints=((0.95, 0.8, 0.5), (0.9, 0.6, 0.45), (0.7, 0.78, 0.6), (0.93, 0.88, 0.8)),
         floors=(3, 5),
         shops=0.6,
@@ -78,9 +80,10 @@ VAL_STYLES = (
         trees=0.03,
         inner=M.PAVERS,
         leaves=(1.0, 0.95, 0.7),
+        forest=(0.3, 0.1, 0.5, 0.1),
     ),
     Style(
-        walls=(M.BLANK, M.CURTAIN, M.PLASTER),
+        walls=(M.OFFICE, M.CURTAIN, M.PLASTER),
         tints=((0.62, 0.58, 0.55), (0.8, 0.78, 0.74), (0.55, 0.62, 0.72), (0.72, 0.5, 0.42)),
         floors=(6, 14),
         shops=0.4,

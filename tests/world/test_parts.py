@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim4d.world.actors import Speed
+from mim4d.world.film import develop
 from mim4d.world.geometry import KERB_HEIGHT, Bend, Path, boxes_overlap, quaternion, street_path, yaw_matrix
 from mim4d.world.ground import Ground
 from mim4d.world.mesh import Builder, blob
 from mim4d.world.roads import LANE, make_roads
 from mim4d.world.scene import View
 from mim4d.world.sensors import CAMERAS, firing_offset, make_rig, pixel_rays
-from mim4d.world.shading import develop
 from mim4d.world.textures import LEVELS, TILE, Atlas, Material, mip_level, tileable_noise
 
 ANGLE = st.floats(-math.pi, math.pi)
@@ -238,8 +238,9 @@ def test_blob_is_closed_about_its_middle() -> None:
 
 def test_brighter_light_gives_brighter_pixels() -> None:
     light = np.tile(np.linspace(0, 6, 50, dtype=np.float32), (3, 1))
-    pixels = develop(light, 0.8).astype(int)
-    assert pixels.shape == (50, 3)
-    assert (np.diff(pixels, axis=0) >= 0).all()
-    assert pixels[0].max() == 0
-    assert pixels[-1].min() > 225
+    shown = develop(light, 0.8)
+    assert shown.shape == (3, 50)
+    assert (np.diff(shown) >= 0).all()
+    assert shown[:, 0].max() == 0
+    assert shown[:, -1].min() > 225 / 255
+    assert shown.max() <= 1
