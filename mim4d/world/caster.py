@@ -70,8 +70,10 @@ class Native:
     def nearest(
         self, origins: Float32, directions: Float32, distance: Float32, face: Ints, u: Float32, v: Float32
     ) -> None:
-        n = len(directions)
-        stride = 0 if origins.ndim == 1 else 3
+        n, one = len(directions), origins.size == 3
+        if not one and len(origins) < n:  # the native function would read past their end
+            raise ValueError(f"{n} rays have {len(origins)} origins")
+        stride = 0 if one else 3
         self._call.mim4d_rays_cast(self._tree, _plain(origins), stride, _plain(directions), n, distance, face, u, v)
 
     def blocked(self, origins: Float32, direction: Float32) -> NDArray[np.bool_]:

@@ -282,7 +282,7 @@ def norm(x: Floats, axis: int = -1, keepdims: bool = False) -> Floats:
 def apply(m: Floats, v: Floats) -> Floats:
     """Matrices (..., n, k) times vectors (..., k), the leading axes broadcast -> (..., n)."""
     m, v = np.asarray(m), np.asarray(v)
-    parts = [np.ascontiguousarray(v[..., j]) for j in range(v.shape[-1])]  # long rows are quicker than short ones
+    parts = [np.asarray(v[..., j], order="C") for j in range(v.shape[-1])]  # long rows are quicker than short ones
     rows = []
     for i in range(m.shape[-2]):
         total = m[..., i, 0] * parts[0]
