@@ -207,8 +207,9 @@ class Truth:
 def _resized(camera: Camera, width: int) -> Camera:
     height = max(1, round(camera.height * width / camera.width))
     intrinsics = resize_intrinsics(camera.intrinsics, width / camera.width, height / camera.height)
-    rays = pixel_rays(intrinsics, width, height)
-    return replace(camera, width=width, height=height, intrinsics=intrinsics, rays=rays, fine_rays=rays[None, :0])
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    rays = pixel_rays(intrinsics, x.ravel(), y.ravel())
+    return replace(camera, width=width, height=height, intrinsics=intrinsics, rays=rays)
 
 
 def open_truth(root: Path, made: dict[str, Any], name: str) -> Truth | None:

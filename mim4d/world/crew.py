@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mim4d.errors import UserError
+from mim4d.world.caster import make_caster
 from mim4d.world.files import Folder
 from mim4d.world.pieces import MAP, ROWS, Piece, Workshop
 from mim4d.world.recipe import Recipe, Slot
@@ -214,19 +215,14 @@ def serve() -> None:
 
 
 def settle() -> None:
-    """Casts a first ray while only one core is in sight: the ray caster starts a thread for every core it sees then."""
+    """Casts a first ray while only one core is in sight: embree, where it casts, starts a thread for every core it sees."""
     if not hasattr(os, "sched_setaffinity"):
         return
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     try:
-        from embreex.mesh_construction import TriangleMesh
-        from embreex.rtcore_scene import EmbreeScene
-
-        scene = EmbreeScene()
-        TriangleMesh(scene, np.eye(3, dtype=np.float32)[None])
-        scene.run(np.zeros((1, 3), np.float32), np.ones((1, 3), np.float32))
-    except ImportError:
+        make_caster(np.eye(3, dtype=np.float32)[None]).blocked(np.zeros((1, 3), np.float32), np.ones(3, np.float32))
+    except UserError:
         pass  # the first piece says what is missing
     finally:
         os.sched_setaffinity(0, cores)
