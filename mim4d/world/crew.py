@@ -215,7 +215,7 @@ def serve() -> None:
 
 
 def settle() -> None:
-    """Casts a first ray while only one core is in sight: embree, where it casts, starts a thread for every core it sees."""
+    """Casts a first ray while one core is in sight: embree, where that casts, starts a thread for each that it sees."""
     if not hasattr(os, "sched_setaffinity"):
         return
     cores = os.sched_getaffinity(0)
