@@ -13,7 +13,6 @@ from PIL import Image
 
 from mim4d.world.geometry import quaternion, yaw_matrix
 from mim4d.world.maps import token
-from mim4d.world.models import KINDS
 from mim4d.world.scene import Moment, Scene
 from mim4d.world.sensors import (
     CAMERA_HZ,
@@ -28,6 +27,7 @@ from mim4d.world.sensors import (
     sweep,
 )
 from mim4d.world.shading import Shader
+from mim4d.world.taxonomy import CATEGORIES
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
@@ -72,10 +72,8 @@ class Tables:
         self.rows: dict[str, list[Row]] = {t: [] for t in TABLES}
         for k, text in ATTRIBUTES.items():
             self.rows["attribute"].append({"token": self.token("attribute", k), "name": k, "description": text})
-        for kind in KINDS.values():
-            self.rows["category"].append(
-                {"token": self.token("category", kind.category), "name": kind.category, "description": ""}
-            )
+        for k, text in CATEGORIES.items():
+            self.rows["category"].append({"token": self.token("category", k), "name": k, "description": text})
         for i, level in enumerate(VISIBILITY):
             text = f"visibility of whole object is between {level[1:].replace('-', ' and ')}%"
             self.rows["visibility"].append({"token": str(i + 1), "level": level, "description": text})
@@ -273,15 +271,24 @@ class _SceneWriter:
         self.seen[key] += np.bincount(actor[own], minlength=len(self.scene.actors))
 
     def annotations(self) -> None:
-        """Boxes of everything near the ego at every key frame, chained per instance."""
-        for i, actor in enumerate(self.scene.actors):
+        """Boxes of everything near the ego at every key frame, chained per instance.
+
+        As in nuScenes, what no LiDAR point ever lies on is not annotated. The order of instances and boxes is that of
+        their tokens, which are hashes: it tells nothing.
+        """
+        for i in sorted(range(len(self.scene.actors)), key=lambda i: self.token("instance", i)):
+            actor = self.scene.actors[i]
             chain = []
             for key in range(self.keys):
                 t = key / KEY_HZ
                 centre, _ = actor.pose(t)
                 if np.hypot(*(centre - self.scene.ego_pose(t)[:3, 3])[:2]) < ANNOTATION_RANGE:
                     chain.append(key)
-            if not chain:
+            counts = [
+                self._count(self.points[k], actor.pose(k / KEY_HZ)[0], actor.rotation(k / KEY_HZ), actor.size)
+                for k in chain
+            ]
+            if not any(counts):
                 continue
             name = lambda key, i=i: self.token("annotation", i, key)
             instance = {
@@ -297,24 +304,25 @@ class _SceneWriter:
                 centre = actor.pose(key / KEY_HZ)[0]
                 share = self.seen[key, i] / max(self.inside[key, i], 1.0)
                 level = int(np.searchsorted(VISIBILITY_EDGES, share, side="right"))
+                attribute = actor.attribute_at(key / KEY_HZ)
                 self.rows["sample_annotation"].append(
                     {
                         "token": name(key),
                         "sample_token": self.token("sample", key),
                         "instance_token": self.token("instance", i),
                         "visibility_token": str(level + 1),
-                        "attribute_tokens": [self.tables.token("attribute", actor.attribute)]
-                        if actor.attribute
-                        else [],
+                        "attribute_tokens": [self.tables.token("attribute", attribute)] if attribute else [],
                         "translation": centre.tolist(),
                         "size": list(actor.size),
                         "rotation": quaternion(rotation),
                         "prev": name(chain[n - 1]) if n else "",
                         "next": name(chain[n + 1]) if n + 1 < len(chain) else "",
-                        "num_lidar_pts": self._count(self.points[key], centre, rotation, actor.size),
+                        "num_lidar_pts": counts[n],
                         "num_radar_pts": 0,
                     }
                 )
+
+        self.rows["sample_annotation"].sort(key=lambda row: str(row["token"]))
 
     @staticmethod
     def _count(points: Array, centre: Array, rotation: Array, size: tuple[float, float, float]) -> int:
