@@ -191,7 +191,7 @@ def test_boxes_move_as_the_actors_do(truth: Truth) -> None:
         np.testing.assert_allclose(a["translation"], centres[i], atol=1e-9)
         np.testing.assert_allclose(quaternion_matrix(a["rotation"]), actor.rotation(t), atol=1e-9)
         assert a["size"] == list(actor.size)
-        # A difference over a second smooths braking and turning: 0.25 m/s at most (test_traffic.py).
+        # A difference over a second smooths braking and turning: 0.26 m/s at most (test_traffic.py).
         np.testing.assert_allclose(nusc.box_velocity(a["token"])[:2], actor.velocity(t), atol=0.3)
         speed = np.linalg.norm(actor.velocity(t))
         attribute = nusc.get("attribute", a["attribute_tokens"][0])["name"] if a["attribute_tokens"] else ""
