@@ -1,18 +1,18 @@
-"""Everything that is annotated: what it is, how it moves, and where it may stand without touching anything else."""
+"""What is annotated: what it is, how it moves, and a placer that lets nothing touch anything else."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mim4d.world import exact
-from mim4d.world.geometry import KERB_HEIGHT, Path, boxes_overlap, street_path, yaw_matrix
+from mim4d.world.geometry import boxes_overlap, yaw_matrix
 from mim4d.world.mesh import NOTHING, Mesh
-from mim4d.world.models import KINDS
-from mim4d.world.roads import LANE, PARKING, WALKWAY, Roads
+from mim4d.world.motion import Route
+from mim4d.world.roads import Roads
+from mim4d.world.variants import KINDS
 
 Array = NDArray[np.float64]
 
@@ -20,37 +20,15 @@ EGO_HALF = (2.4, 1.0)  # half length and half width of the ego vehicle, metres
 EGO_CENTRE = 1.4  # its middle lies this far ahead of the rear axle, where the ego frame sits
 STEP = 0.1  # seconds between the moments at which overlaps are checked
 MARGIN = 0.35  # metres kept between any two things
-TRIES = 20  # places tried per thing wanted
-NEVER_NEAR = 75.0  # what stays further than this from the ego, metres, is not worth having
+NEVER_NEAR = 60.0  # what stays further than this from the ego, metres, is not worth having
 LARGE, LARGE_GAP = 6.0, 6.0  # things longer than this keep this far from the ego, so as not to fill a view
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Length travelled as a function of time: v0 t + a swing of the speed by +-swing with angular frequency omega."""
-
-    v0: float  # m/s at t = 0
-    swing: float = 0.0
-    omega: float = 1.0
-
-    def length(self, t: float | Array) -> float | Array:
-        return self.v0 * t + self.swing / self.omega * (1.0 - exact.cos(self.omega * t))
-
-    def at(self, t: float | Array) -> float | Array:
-        return self.v0 + self.swing * exact.sin(self.omega * t)
-
-
-@dataclass(frozen=True)
-class Route:
-    """A path driven from length ``s0`` on."""
-
-    path: Path
-    s0: float
-    speed: Speed
-
-    def pose(self, t: float | Array) -> tuple[Array, Array]:
-        """Seconds (...) -> position on the ground (..., 3) and heading (...)."""
-        return self.path.at(self.s0 + self.speed.length(t))
+MOVING = 0.5  # m/s from which a thing counts as moving, as in the statistics of the nuScenes paper
+HIDING = 1.2  # metres of height from which a thing hides what is behind it from the LiDAR
+SIGHT_POINTS = 32  # looked at between the LiDAR and what it is to see
+STANDING = {
+    "vehicle.moving": "vehicle.stopped",
+    "pedestrian.moving": "pedestrian.standing",
+}  # what an attribute becomes while the thing does not move
 
 
 @dataclass(frozen=True)
@@ -63,11 +41,17 @@ class Actor:
     route: Route | None
     position: tuple[float, float, float] = (0.0, 0.0, 0.0)  # on the ground
     yaw: float = 0.0
-    attribute: str = ""
+    attribute: str = ""  # while it moves, if it ever does
 
     @property
     def category(self) -> str:
         return KINDS[self.kind].category
+
+    def attribute_at(self, t: float) -> str:
+        """The attribute at the moment t: a car that waits at a light is stopped, then moving."""
+        if self.route is not None and float(self.route.speed.at(t)) < MOVING:
+            return STANDING.get(self.attribute, self.attribute)
+        return self.attribute
 
     def pose(self, t: float | Array) -> tuple[Array, Array]:
         """Seconds (...) -> centre of the box (..., 3) in map coordinates and heading (...)."""
@@ -84,26 +68,33 @@ class Actor:
         if self.route is None:
             return np.zeros(2)
         _, yaw = self.pose(t)
-        sin, cos = exact.sincos(float(yaw))
-        return float(self.route.speed.at(t)) * np.array([cos, sin])
+        return float(self.route.speed.at(t)) * np.array([exact.cos(float(yaw)), exact.sin(float(yaw))])
 
     def rotation(self, t: float) -> Array:
         return yaw_matrix(float(self.pose(t)[1]))
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Asks of a place that the ego's LiDAR, at some key frame, be this near and look at it freely."""
+
+    near: float  # metres
+    keys: Array  # (K,) seconds
 
 
 class Placer:
     """Puts actors into the scene one by one and refuses those that would come too close to others at any time."""
 
     def __init__(self, rng: np.random.Generator, roads: Roads, ego: Route, seconds: float) -> None:
-        self.rng, self.roads, self.ego = rng, roads, ego
+        self.rng, self.roads, self.ego, self.seconds = rng, roads, ego, seconds
         self.times = np.arange(-0.2, seconds + 0.2 + STEP, STEP)
         xyz, yaw = ego.pose(self.times)
         self.ego_xy = xyz[:, :2]
-        sin, cos = exact.sincos(yaw)
-        middle = xyz[:, :2] + EGO_CENTRE * np.stack([cos, sin], -1)
+        middle = xyz[:, :2] + EGO_CENTRE * np.stack([exact.cos(yaw), exact.sin(yaw)], -1)
         # A little more room around the ego: a bumper in the lens shows nothing else.
-        self._centres, self._yaws = [middle], [yaw]
-        self._halves = [np.array(EGO_HALF) + 0.6]
+        self._centres, self._yaws = middle[None], yaw[None]  # (A, T, 2), (A, T)
+        self._halves, self._heights = np.array([EGO_HALF]) + 0.6, np.zeros(1)  # (A, 2), (A,)
+        self._sights: list[tuple[int, Array]] = []  # moment and points (S, 2) that must stay free
         self.actors: list[Actor] = []
 
     def make(
@@ -113,6 +104,7 @@ class Placer:
         route: Route | None,
         position: tuple[float, float, float] = (0.0, 0.0, 0.0),
         yaw: float = 0.0,
+        watch: Watch | None = None,
     ) -> bool:
         """Adds the actor unless something is in its way or it never comes near. True when it was added."""
         spec, rng = KINDS[kind], self.rng
@@ -123,133 +115,61 @@ class Placer:
         bare = Actor(kind, (w, l, h), NOTHING, route, position, yaw, attribute)
         centre, heading = bare.pose(self.times)
         half = np.array([l / 2 + MARGIN, w / 2 + MARGIN])
-        distance = exact.norm(centre[:, :2] - self.ego_xy).min()
-        if distance > NEVER_NEAR or (l > LARGE and distance < l / 2 + LARGE_GAP):
+        to_ego = centre[:, :2] - self.ego_xy
+        distance = exact.norm(to_ego[:, :2])
+        if distance.min() > NEVER_NEAR or (l > LARGE and distance.min() < l / 2 + LARGE_GAP):
             return False
-        hit = boxes_overlap(
-            centre[None, :, :2],
-            heading[None],
-            half,
-            np.stack(self._centres),
-            np.stack(self._yaws),
-            np.stack(self._halves)[:, None],
-        )
-        if hit.any():
+        if self._touches(centre[:, :2], heading, half):
             return False
-        self._centres.append(centre[:, :2])
-        self._yaws.append(heading)
-        self._halves.append(half)
+        if h > HIDING and any(_inside(points, centre[i, :2], heading[i], half).any() for i, points in self._sights):
+            return False
+        if watch is not None:
+            sight = self._sight(centre, distance, watch, l / 2)
+            if sight is None:
+                return False
+            self._sights.append(sight)
+        self._centres = np.concatenate([self._centres, centre[None, :, :2]])
+        self._yaws = np.concatenate([self._yaws, heading[None]])
+        self._halves = np.concatenate([self._halves, half[None]])
+        self._heights = np.append(self._heights, h)
         self.actors.append(replace(bare, mesh=spec.build(rng, w, l, h)))
         return True
 
-    def stand(self, kind: str, uv: tuple[float, float], turn: float, z: float, attribute: str) -> bool:
+    def _touches(self, centre: Array, heading: Array, half: Array) -> bool:
+        """Whether a box (T, 2), (T,), (2,) overlaps any of those placed at any time."""
+        apart = self._centres - centre
+        reach = exact.norm(self._halves) + float(exact.norm(half))
+        near = (exact.norm(apart) < reach[:, None]).any(1)
+        return bool(
+            boxes_overlap(
+                centre[None], heading[None], half, self._centres[near], self._yaws[near], self._halves[near][:, None]
+            ).any()
+        )
+
+    def _sight(self, centre: Array, distance: Array, watch: Watch, end: float) -> tuple[int, Array] | None:
+        """The clearest moment to look at a thing from: its number and the points in between, None if there is none."""
+        moments = np.round((watch.keys - self.times[0]) / STEP).astype(int)
+        for i in moments[np.argsort(distance[moments], kind="stable")]:
+            if distance[i] > watch.near:
+                return None
+            start = self.ego_xy[i]
+            stop = 1.0 - min(end / max(float(distance[i]), 1e-6), 0.9)
+            points = start + (centre[i, :2] - start) * np.linspace(0.0, stop, SIGHT_POINTS)[:, None]
+            hiding = np.flatnonzero(self._heights > HIDING)
+            if not any(_inside(points, self._centres[a, i], self._yaws[a, i], self._halves[a]).any() for a in hiding):
+                return int(i), points
+        return None
+
+    def stand(
+        self, kind: str, uv: tuple[float, float], turn: float, z: float, attribute: str, watch: Watch | None = None
+    ) -> bool:
         """Puts a standing thing at street coordinates, ``turn`` radians from the +u direction."""
         x, y = (float(p) for p in self.roads.bend.point(np.array(uv)))
-        return self.make(kind, attribute, None, (x, y, z), float(self.roads.bend.yaw(uv[0])) + turn)
+        return self.make(kind, attribute, None, (x, y, z), float(self.roads.bend.yaw(uv[0])) + turn, watch)
 
 
-def _traffic(placer: Placer, wanted: int, kinds: list[str], seconds: float) -> None:
-    roads, rng = placer.roads, placer.rng
-    speeds: dict[tuple[bool, float], Speed] = {}
-    for _ in range(TRIES * wanted):
-        if wanted == 0:
-            return
-        kind = kinds[int(rng.integers(len(kinds)))]
-        main = rng.random() < 0.72 or not roads.crossings_u
-        sign = 1 if rng.random() < 0.5 else -1
-        if main:
-            t = roads.lane_v(int(rng.integers(roads.lanes_each_way))) * sign
-            ends = [(-sign * 170.0, t), (sign * 170.0, t)]
-        else:
-            t = float(rng.choice(roads.crossings_u)) + sign * LANE / 2
-            ends = [(t, -sign * roads.reach), (t, sign * roads.reach)]
-        # One speed per lane: followers keep their distance.
-        speed = speeds.setdefault((main, t), Speed(float(rng.uniform(4.0, 9.0) if main else rng.uniform(3.0, 6.0))))
-        path = street_path(roads.bend, ends)
-        near = path.points[:, :2] - placer.ego_xy.mean(0)
-        s = float(path.s[exact.norm(near).argmin()] + rng.uniform(-55, 55) - speed.v0 * seconds / 2)
-        attribute = "cycle.with_rider" if kind in ("motorcycle", "bicycle") else "vehicle.moving"
-        wanted -= placer.make(kind, attribute, Route(path, s, speed))
-
-
-def _parked(placer: Placer, wanted: int, kinds: list[str]) -> None:
-    roads, rng = placer.roads, placer.rng
-    for _ in range(TRIES * wanted):
-        if wanted == 0:
-            return
-        sign = 1 if rng.random() < 0.5 else -1
-        if rng.random() < 0.7:
-            uv = (float(rng.uniform(-160, 160)), -sign * (roads.half_main - PARKING / 2))
-            if any(abs(uv[0] - c) < roads.half_cross + 9 for c in roads.crossings_u):
-                continue
-            turn = 0.0 if sign > 0 else math.pi
-        else:
-            c = float(rng.choice(roads.crossings_u))
-            v = float(rng.uniform(roads.half_main + 11, roads.reach - 5)) * (1 if rng.random() < 0.5 else -1)
-            uv, turn = (c + sign * (roads.half_cross - PARKING / 2), v), sign * math.pi / 2
-        kind = kinds[int(rng.integers(len(kinds)))]
-        wanted -= placer.stand(kind, uv, turn + 0.02 * float(exact.normal(rng)), 0.0, "vehicle.parked")
-
-
-def _walkers(placer: Placer, wanted: int, seconds: float) -> None:
-    roads, rng = placer.roads, placer.rng
-    for _ in range(TRIES * wanted):
-        if wanted == 0:
-            return
-        u = float(rng.uniform(-150, 150))
-        side = 1 if rng.random() < 0.5 else -1
-        v = side * (roads.half_main + rng.uniform(1.5, WALKWAY - 0.6))
-        block = min(roads.blocks, key=lambda b: abs(u - (b.u0 + b.u1) / 2))
-        lo, hi = block.u0 + 0.5, block.u1 - 0.5
-        what = rng.random()
-        if what < 0.2:
-            place = (float(np.clip(u, lo, hi)), v)
-            wanted -= placer.stand("pedestrian", place, float(rng.uniform(-3, 3)), KERB_HEIGHT, "pedestrian.standing")
-            continue
-        direction = 1 if rng.random() < 0.5 else -1
-        if what < 0.8:  # along the street
-            path = street_path(roads.bend, [(lo, v), (hi, v)][::direction], kerbs=np.empty((0, 2)))
-        else:  # over a crossing of the main road
-            c = float(rng.choice(roads.crossings_u)) + (1 if rng.random() < 0.5 else -1) * (roads.half_cross + 2.1)
-            far = roads.half_main + WALKWAY - 0.5
-            span = (far - roads.half_main, far + roads.half_main)
-            path = street_path(roads.bend, [(c, -far * direction), (c, far * direction)], kerbs=np.array([span]))
-        speed = Speed(float(rng.uniform(0.8, 1.7)))
-        room = path.length - speed.v0 * (seconds + 0.3) - 0.8  # the walk must not leave its path
-        if room > 0:
-            s = 0.4 + float(rng.uniform(0, room))
-            wanted -= placer.make("pedestrian", "pedestrian.moving", Route(path, s, speed))
-
-
-def _works(placer: Placer) -> None:
-    """A construction site in the parking strip: excavator, barriers and cones around it, near the middle of the way."""
-    roads, rng = placer.roads, placer.rng
-    for _ in range(40):
-        side = 1 if rng.random() < 0.5 else -1
-        u = float(rng.uniform(-60, 60))
-        if any(abs(u - c) < roads.half_cross + 16 for c in roads.crossings_u):
-            continue
-        v = side * (roads.half_main + 1.6)
-        if not placer.stand(
-            "construction_vehicle", (u, v), 0.1 * float(exact.normal(rng)), KERB_HEIGHT, "vehicle.stopped"
-        ):
-            continue
-        for du in (-9.3, -6.2, -3.1, 0.0, 3.1, 6.2, 9.3):
-            placer.stand("barrier", (u + du, side * (roads.half_main - 0.5)), math.pi / 2, 0.0, "")
-        for du in (-11.0, -7.5, -2.5, 2.5, 7.5, 11.0):
-            placer.stand("traffic_cone", (u + du, side * (roads.half_main - PARKING + 0.5)), 0.0, 0.0, "")
-        return
-
-
-def populate(rng: np.random.Generator, roads: Roads, ego: Route, seconds: float) -> list[Actor]:
-    """All actors of a scene: every detection class is tried for, and none ever touches another or the ego."""
-    placer = Placer(rng, roads, ego, seconds)
-    more = 1.0 + seconds / 16.0  # a longer way passes more things
-    _works(placer)
-    for kind in ("bus", "truck", "motorcycle", "bicycle"):
-        _traffic(placer, 1, [kind], seconds)
-    _parked(placer, 1, ["trailer"])
-    _traffic(placer, round(10 * more), ["car", "car", "car", "car", "truck", "bus", "motorcycle", "bicycle"], seconds)
-    _parked(placer, round(13 * more), ["car", "car", "car", "car", "car", "truck"])
-    _walkers(placer, round(13 * more), seconds)
-    return placer.actors
+def _inside(points: Array, centre: Array, yaw: float, half: Array) -> NDArray[np.bool_]:
+    """Which of the points (S, 2) lie in a rectangle."""
+    d = points - centre
+    c, s = exact.cos(yaw), exact.sin(yaw)
+    return (np.abs(d[:, 0] * c + d[:, 1] * s) < half[0]) & (np.abs(d[:, 1] * c - d[:, 0] * s) < half[1])

@@ -27,7 +27,8 @@ from mim4d.data.nuscenes import clips_of_split, default_splits, load_tables
 from mim4d.data.transforms import resize_intrinsics
 from mim4d.errors import UserError
 from mim4d.viz.driving import AREA_COLOURS, LINE_COLOURS, LocalMap, corners
-from mim4d.world.generator import FORMAT, MANIFEST, open_scene
+from mim4d.world.generator import MANIFEST, open_scene
+from mim4d.world.recipe import FORMAT
 from mim4d.world.scene import Scene
 from mim4d.world.sensors import Camera, Rig, camera_view, look, pixel_rays
 

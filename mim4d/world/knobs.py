@@ -13,7 +13,7 @@ Weather = Literal["clear", "overcast", "rain", "fog", "mixed"]
 Light = Literal["day", "low_sun", "dusk", "night", "mixed"]
 WEATHERS: tuple[str, ...] = get_args(Weather)
 LIGHTS: tuple[str, ...] = get_args(Light)
-RANGES: dict[str, tuple[float, float]] = {"texture": (0.0, 2.0), "sensor_noise": (0.0, 10.0), "traffic": (0.25, 3.0)}
+RANGES: dict[str, tuple[float, float]] = {"texture": (0.0, 2.0), "sensor_noise": (0.0, 10.0), "traffic": (0.0, 3.0)}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Knobs:
     sensor_noise: float = 1.0
     """Scales the noise of cameras and LiDAR; 0 leaves none."""
     traffic: float = 1.0
-    """Scales the number of things that stand or move on and along the roads."""
+    """Scales the number of things that stand or move on and along the roads; 0 leaves one of every class."""
 
     def __post_init__(self) -> None:
         for name, known in (("weather", WEATHERS), ("light", LIGHTS)):

@@ -8,27 +8,34 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mim4d.errors import UserError
 from mim4d.world import exact
-from mim4d.world.actors import Actor, Route, Speed, populate
+from mim4d.world.actors import EGO_CENTRE, EGO_HALF, Actor
 from mim4d.world.air import Air, draw, make_air
 from mim4d.world.caster import make_caster
 from mim4d.world.contact import Contact
-from mim4d.world.geometry import rigid, street_path, yaw_matrix
+from mim4d.world.coverage import missing
+from mim4d.world.geometry import rigid, yaw_matrix
 from mim4d.world.ground import Ground
 from mim4d.world.knobs import STANDARD, Knobs
 from mim4d.world.layouts import lay_out
 from mim4d.world.lights import LampLight
 from mim4d.world.markings import mark
 from mim4d.world.mesh import NOTHING, Mesh, join
-from mim4d.world.roads import LANE, TILE_SIZE, Roads
+from mim4d.world.motion import PULL, Route, ease, wander
+from mim4d.world.roads import TILE_SIZE, Roads
+from mim4d.world.streets import EAST, Streets
 from mim4d.world.styles import TRAIN_STYLES, VAL_STYLES, Style
 from mim4d.world.town import Town
+from mim4d.world.traffic import Traffic
 
 Array = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
 PLANS = ("bend", "bend", "right", "left")  # what the ego does in one scene after another
 PAINT_WITHIN = 60.0  # road markings are drawn this far from the ego's way, metres
+ATTEMPTS = 16  # to find room for every class in the LiDAR's sight
+WAITS_FROM, WAITS = 10.0, 0.5  # scenes this long (seconds) let the ego wait at a light, with this chance
 ACTOR_RANGE = 130.0  # moving actors beyond this distance from the ego are left out of a cast, metres
 
 
@@ -79,18 +86,39 @@ class Scene:
         knobs: Knobs = STANDARD,
     ) -> None:
         """``tile``: map coordinates of the lower left corner of the square that the scene owns."""
-        rng = lambda part: np.random.default_rng([seed, index, int(validation), part])
+        rng = lambda *part: np.random.default_rng([seed, index, int(validation), *part])
         self.seed, self.index, self.validation, self.seconds, self.knobs = seed, index, validation, seconds, knobs
         styles = VAL_STYLES if validation else TRAIN_STYLES
         self.style: Style = styles[(seed + index) % len(styles)]
         self.ego, self.roads = self.streets(seed=seed, index=index, validation=validation, seconds=seconds, tile=tile)
         mark(rng(4), self.roads)
-        self.actors: list[Actor] = populate(rng(1), self.roads, self.ego, seconds)
         way = self.ego.pose(np.linspace(-0.1, seconds + 0.1, 64))[0][:, :2]  # (64, 2)
         self.origin = np.array([*way.mean(0), 0.0])
+        for attempt in range(ATTEMPTS):
+            town = self._fill(rng(1, attempt), rng(2), way, 1.0 + 0.5 * attempt / ATTEMPTS)
+            lacking = missing(self)
+            if not lacking:
+                break
+        else:
+            raise UserError(f"seed {seed}: scene {index} has no room for {', '.join(lacking)}; choose another seed")
+        corner, far = way.min(0) - PAINT_WITHIN, way.max(0) + PAINT_WITHIN
+        self.ground = Ground(self.roads, (corner[0], corner[1]), (far[0], far[1]))
+        # Relative to the origin, as the triangles are.
+        here = self.origin[:2]
+        things = [_outline(a) - here for a in self.actors if a.route is None]
+        self.contact = Contact(corner - here, far - here, [f - here for f in town.feet], things)
+        self.lamp_light = LampLight(np.array(town.lamps).reshape(-1, 2) - here, corner - here, far - here)
+        # "mixed": the first town of every map has a clear day, so that the smallest worlds are easy to look at.
+        self._weather(rng(3), plain=tile == (0.0, 0.0))
+
+    def _fill(self, rng: np.random.Generator, town_rng: np.random.Generator, way: Array, reach: float) -> Town:
+        """Actors, the town around those that stand, and the ray caster over both."""
+        traffic = Traffic(rng, self.roads, self.ego, self.seconds, reach)
+        self.actors: list[Actor] = traffic.fill(self.knobs.traffic)
+        self.lights = traffic.lights  # of the junctions, in the order of roads.crossings_u
         standing = [a for a in self.actors if a.route is None]
         footprints = [(*a.position[:2], exact.hypot(a.size[0], a.size[1]) / 2, a.size[2]) for a in standing]
-        town = Town(rng(2), self.roads, self.style, way, np.array(footprints).reshape(-1, 4), self.origin)
+        town = Town(town_rng, self.roads, self.style, way, np.array(footprints).reshape(-1, 4), self.origin)
         self.still = join([town.build()] + [self._placed(i) for i, a in enumerate(self.actors) if a.route is None])
         self.moving = [i for i, a in enumerate(self.actors) if a.route is not None]
         # Moving actors, each about its own centre and heading along x.
@@ -99,15 +127,7 @@ class Scene:
         self.mesh = join([self.still, self.rest])  # all triangles; the looks of a face never change
         self.rest_normals = self.mesh.normals
         self.static = make_caster(self.still.vertices)
-        corner, far = way.min(0) - PAINT_WITHIN, way.max(0) + PAINT_WITHIN
-        self.ground = Ground(self.roads, (corner[0], corner[1]), (far[0], far[1]))
-        # Relative to the origin, as the triangles are.
-        here = self.origin[:2]
-        things = [_outline(a) - here for a in standing]
-        self.contact = Contact(corner - here, far - here, [f - here for f in town.feet], things)
-        self.lamp_light = LampLight(np.array(town.lamps).reshape(-1, 2) - here, corner - here, far - here)
-        # "mixed": the first town of every map has a clear day, so that the smallest worlds are easy to look at.
-        self._weather(rng(3), plain=tile == (0.0, 0.0))
+        return town
 
     def _weather(self, rng: np.random.Generator, plain: bool) -> None:
         weather, light = draw(rng, self.knobs.weather, self.knobs.light, plain)
@@ -133,27 +153,30 @@ class Scene:
     def _plan(rng: np.random.Generator, plan: str, centre: tuple[float, float], seconds: float) -> tuple[Route, Roads]:
         """Streets and a way through them: along the bend, or around a corner to the left or to the right."""
         roads = lay_out(rng, plan, centre)
-        if plan == "bend":
-            v0, swing = rng.uniform(6.0, 8.5), rng.uniform(0.8, 1.8)
+        way = Streets(roads).straight(EAST, 1, 0) if plan == "bend" else Streets(roads).turn(EAST, 1, plan)
+        v0, v1 = float(rng.uniform(5.5, 8.0)), float(rng.uniform(4.5, 6.5))
+        waits = seconds >= WAITS_FROM and rng.random() < WAITS
+        halt = float(rng.uniform(0.2, 0.4)) * seconds
+        go = halt + float(rng.uniform(2.0, 5.0))
+        line = dict(way.stops)[1] - EGO_CENTRE - EGO_HALF[0]  # where the ego waits
+        steps = [(halt, 0.0), (go, 0.0)] if waits else []
+        if way.arc is None:
+            speed = ease(v0, *steps, (go + v0 / PULL, v0)) if waits else wander(rng, v0, 1.2, seconds)
+            travelled = float(speed.length(seconds))
+            free = way.path.length / 2 + rng.uniform(-25, 25) - travelled / 2
+            s0 = line - float(speed.length(halt)) if waits else free
+            return Route(way.path, float(np.clip(s0, 15.0, way.path.length - travelled - 15.0)), speed), roads
+        slow, arc = way.turning_speed * float(rng.uniform(0.85, 1.0)), way.arc[1] - way.arc[0]
+        begin = min(0.25 * seconds, float(rng.uniform(2.0, 5.0)))
+        if waits:
+            steps.append((go + slow / PULL, slow))
+            begin = go + slow / PULL / 2 + (way.arc[0] - line) / slow
         else:
-            v0, swing = rng.uniform(4.5, 5.8), rng.uniform(0.4, 0.9)
-        speed = Speed(float(v0), float(rng.choice([-1, 1]) * swing), float(rng.uniform(0.7, 1.2)))
-        travelled = float(speed.length(seconds))
-        if plan == "bend":
-            path = street_path(roads.bend, [(-160.0, roads.lane_v(0)), (160.0, roads.lane_v(0))])
-            middle = path.length / 2 + rng.uniform(-25, 25)
-            s0 = float(np.clip(middle - travelled / 2, 5.0, path.length - travelled - 5.0))
-            return Route(path, s0, speed), roads
-        # The corner lies where the first half of the way ends, but no further than two seconds in.
-        right = plan == "right"
-        lane = roads.lane_v(roads.lanes_each_way - 1 if right else 0)
-        radius = 8.0 if right else 11.0
-        turn_u = roads.crossings_u[1] + (-LANE / 2 if right else LANE / 2)
-        end = -140.0 if right else 140.0
-        path = street_path(roads.bend, [(-160.0, lane), (turn_u, lane), (turn_u, end)], radius)
-        before = turn_u + 160.0 - radius
-        s0 = max(5.0, before - min(travelled * 0.4, 2.0 * v0))
-        return Route(path, float(s0), speed), roads
+            steps.append((begin, slow))
+        end = begin + arc / slow
+        speed = ease(v0, *steps, (end, slow), (end + abs(v1 - slow) / PULL, v1))
+        s0 = line - float(speed.length(halt)) if waits else way.arc[0] - float(speed.length(begin))
+        return Route(way.path, s0, speed), roads
 
     def _placed(self, i: int) -> Mesh:
         actor = self.actors[i]

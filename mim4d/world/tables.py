@@ -13,10 +13,10 @@ from mim4d.world import exact
 from mim4d.world.files import Note
 from mim4d.world.geometry import quaternion
 from mim4d.world.maps import token
-from mim4d.world.models import KINDS
 from mim4d.world.recipe import Recipe, Slot
 from mim4d.world.scene import Scene
 from mim4d.world.sensors import CAMERAS, KEY_HZ, LIDAR, Rig
+from mim4d.world.taxonomy import CATEGORIES
 from mim4d.world.writer import CHANNELS, frame_count, key_frames, shots
 
 Array = NDArray[np.float64]
@@ -45,10 +45,8 @@ def common_rows(root: str) -> Rows:
     rows: Rows = {"attribute": [], "category": [], "visibility": [], "sensor": []}
     for k, text in ATTRIBUTES.items():
         rows["attribute"].append({"token": token(root, "attribute", k), "name": k, "description": text})
-    for kind in KINDS.values():
-        rows["category"].append(
-            {"token": token(root, "category", kind.category), "name": kind.category, "description": ""}
-        )
+    for k, text in CATEGORIES.items():
+        rows["category"].append({"token": token(root, "category", k), "name": k, "description": text})
     for i, level in enumerate(VISIBILITY):
         text = f"visibility of whole object is between {level[1:].replace('-', ' and ')}%"
         rows["visibility"].append({"token": str(i + 1), "level": level, "description": text})
@@ -163,15 +161,20 @@ class SceneRows:
             )
 
     def _annotations(self) -> None:
-        """Boxes of everything near the ego at every key frame, chained per instance."""
-        for i, actor in enumerate(self.scene.actors):
+        """Boxes of everything near the ego at every key frame, chained per instance.
+
+        As in nuScenes, what no LiDAR point ever lies on is not annotated. The order of instances and boxes is that of
+        their tokens, which are hashes: it tells nothing.
+        """
+        for i in sorted(range(len(self.scene.actors)), key=lambda i: self.token("instance", i)):
+            actor = self.scene.actors[i]
             chain = []
             for key in range(self.keys):
                 t = key / KEY_HZ
                 centre, _ = actor.pose(t)
                 if exact.norm((centre - self.scene.ego_pose(t)[:3, 3])[:2]) < ANNOTATION_RANGE:
                     chain.append(key)
-            if not chain:
+            if not self.points[chain, i].any():
                 continue
             self.annotated[i] = self.token("instance", i)
             name = lambda key, i=i: self.token("annotation", i, key)
@@ -188,13 +191,14 @@ class SceneRows:
                 centre = actor.pose(key / KEY_HZ)[0]
                 share = self.seen[key, i] / max(self.inside[key, i], 1)
                 level = int(np.searchsorted(VISIBILITY_EDGES, share, side="right"))
+                attribute = actor.attribute_at(key / KEY_HZ)
                 self.rows["sample_annotation"].append(
                     {
                         "token": name(key),
                         "sample_token": self.token("sample", key),
                         "instance_token": self.token("instance", i),
                         "visibility_token": str(level + 1),
-                        "attribute_tokens": [token(self.root, "attribute", actor.attribute)] if actor.attribute else [],
+                        "attribute_tokens": [token(self.root, "attribute", attribute)] if attribute else [],
                         "translation": centre.tolist(),
                         "size": list(actor.size),
                         "rotation": quaternion(rotation),
@@ -204,6 +208,7 @@ class SceneRows:
                         "num_radar_pts": 0,
                     }
                 )
+        self.rows["sample_annotation"].sort(key=lambda row: str(row["token"]))
 
     def _scene(self) -> None:
         for key in range(self.keys):

@@ -273,7 +273,7 @@ def test_missing_embreex_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.M
         ({"texture": -0.1}, "texture: got -0.1, want 0 to 2"),
         ({"texture": True}, "texture: got True"),
         ({"sensor_noise": float("nan")}, "sensor_noise: got nan, want 0 to 10"),
-        ({"traffic": "dense"}, "traffic: got 'dense', want 0.25 to 3"),
+        ({"traffic": "dense"}, "traffic: got 'dense', want 0 to 3"),
     ],
 )
 def test_knobs_out_of_range_are_named(wrong: dict[str, Any], words: str) -> None:

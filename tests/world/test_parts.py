@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mim4d.world.actors import Speed
 from mim4d.world.film import develop
 from mim4d.world.geometry import KERB_HEIGHT, Bend, Path, boxes_overlap, quaternion, street_path, yaw_matrix
 from mim4d.world.ground import Ground
@@ -67,14 +66,6 @@ def test_a_walker_steps_down_between_the_kerbs() -> None:
     path = street_path(Bend((0.0, 0.0), 0.0), [(0.0, -10.0), (0.0, 10.0)], kerbs=np.array([(4.0, 16.0)]))
     xyz, _ = path.at(np.array([1.0, 10.0, 19.0]))
     np.testing.assert_allclose(xyz[:, 2], [KERB_HEIGHT, 0, KERB_HEIGHT])
-
-
-def test_speed_is_the_derivative_of_length() -> None:
-    speed = Speed(6.0, 1.5, 0.9)
-    t = np.linspace(0, 4, 9)
-    h = 1e-5
-    np.testing.assert_allclose((speed.length(t + h) - speed.length(t - h)) / (2 * h), speed.at(t), atol=1e-8)
-    assert speed.length(0.0) == 0
 
 
 @given(ANGLE, ANGLE, ANGLE)
