@@ -11,10 +11,11 @@ import re
 from helpers import simt
 
 TESTS = ("tests/ops/test_contract.py", "tests/ops/test_fuzz.py")
-# Checks that ask nothing new of a kernel's memory and are slow under a sanitizer: what torch sees of an op, and the
-# many calls of finite differences.
+# Checks that ask nothing new of a kernel's memory and are slow under a sanitizer: what torch sees of an op, the many
+# calls of finite differences, and (inputs_stay) the calls that the check of values makes too: same samples, same dtype.
 NOT_NATIVE = (
-    "graph or opcheck or fakes or meta or wrong or leak or planted or differences or autocast or autograd or bits"
+    "graph or opcheck or fakes or meta or wrong or leak or planted or differences or autocast or autograd or bits "
+    "or inputs_stay"
 )
 REPORT = re.compile(r"ERROR: AddressSanitizer|runtime error:|WARNING: ThreadSanitizer")
 
