@@ -206,6 +206,9 @@ class Truth:
 
 
 def _resized(camera: Camera, width: int) -> Camera:
+    """The same camera with another number of pixels, for :func:`look` alone."""
+    if width == camera.width:
+        return camera
     height = max(1, round(camera.height * width / camera.width))
     intrinsics = resize_intrinsics(camera.intrinsics, width / camera.width, height / camera.height)
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
