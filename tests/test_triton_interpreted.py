@@ -21,11 +21,10 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 # Two checks make hundreds of calls, at 0.05 s a program; a smaller one stands below for the derivatives. For leaks the
-# interpreter is no witness: without the garbage collector, which that check switches off, its own cycles pile up. What
-# meta tensors give no backend decides; that Triton's results have the form of their fakes is asked (fakes). The ops
-# whose loops within loops take a second a call are left with the checks that make few calls.
+# interpreter is no witness: without the garbage collector, which that check switches off, its own cycles pile up. The
+# ops whose loops within loops take a second a call are left with the checks that make few calls.
 FEW = ("float32", "float64", "degenerate", "odd", "layouts", "graph", "refused", "without_autograd", "opcheck")
-LEFT_OUT = "differences or leaks or meta"
+LEFT_OUT = "differences or leaks"
 SELECTION = f"triton and interpreted and not ({LEFT_OUT}) and (not (sdf_ or voxel_pull) or {' or '.join(FEW)})"
 
 
