@@ -59,6 +59,20 @@ def register(op: str, backend: str, can_run: Predicate) -> None:
     _predicates.setdefault(op, {})[backend] = can_run
 
 
+def reads_floats(dtype: torch.dtype, **_: object) -> str | None:
+    """The predicate of kernels that are compiled for four dtypes, whatever else the call is."""
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
+    return None
+
+
+def adds_in_any_order(dtype: torch.dtype, **_: object) -> str | None:
+    """The predicate of those of them whose backward adds by atomics alone."""
+    if torch.are_deterministic_algorithms_enabled():
+        return "its backward adds in no fixed order, and torch.use_deterministic_algorithms is on"
+    return reads_floats(dtype)
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Every op called inside runs on this backend: ``cpu``, ``cuda``, ``triton`` or ``reference``.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mim4d import ops
+from mim4d.ops import _check
 
 
 def bev_pool(feats: Tensor, coords: Tensor, B: int, D: int, H: int, W: int) -> Tensor:
@@ -73,7 +74,8 @@ def bev_pool_v2(
         (B, C, Z, Y, X), differentiable once in ``depth`` and ``feat``.
 
     Raises:
-        ValueError: sizes that do not agree; on the CPU a rank outside, a point twice, or a pixel of another point.
+        ValueError: sizes that do not agree; on the CPU, and on a GPU with MIM4D_CHECK=1, a rank outside, a point twice,
+            or a pixel of another point (never while torch traces).
     """
     B, N, D, h, w = depth.shape
     size, Z, Y, X, C = bev_feat_shape
@@ -83,12 +85,12 @@ def bev_pool_v2(
     if not ranks_depth.shape == ranks_feat.shape == ranks_bev.shape == (ranks_depth.numel(),):
         raise ValueError("bev_pool_v2: ranks_depth, ranks_feat and ranks_bev wanted vectors of one length")
     point = ranks_depth.long()
-    if point.device.type == "cpu" and point.numel():
+    if _check.readable(point) and point.numel():
         if int(point.min()) < 0 or int(point.max()) >= depth.numel() or len(point.unique()) < len(point):
             raise ValueError(f"bev_pool_v2: ranks_depth wanted each of [0, {depth.numel()}) at most once")
         if not torch.equal(ranks_feat.long(), point // (D * h * w) * (h * w) + point % (h * w)):
             raise ValueError("bev_pool_v2: ranks_feat wanted the pixels of ranks_depth")
-    # On a GPU nobody looks at the ranks: those outside go to one more place, which is cut off.
+    # Where nobody looks at the ranks, those outside go to one more place, which is cut off.
     point = torch.where((point >= 0) & (point < depth.numel()), point, depth.numel())
     cells = torch.full((depth.numel() + 1,), -1, dtype=torch.int32, device=depth.device)
     cells = cells.scatter(0, point, ranks_bev.clamp(-2, 2**31 - 1).int())[:-1]  # int64 beyond int32 is no other cell

@@ -212,18 +212,6 @@ define_triton(
 # ---- backends
 
 
-def _native_can_run(dtype: torch.dtype) -> str | None:
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
-    return None
-
-
-def _triton_can_run(dtype: torch.dtype) -> str | None:
-    if torch.are_deterministic_algorithms_enabled():
-        return "its backward adds in no fixed order, and torch.use_deterministic_algorithms is on"
-    return _native_can_run(dtype)
-
-
 for _backend in ("cpu", "cuda"):
-    backends.register(_OP, _backend, _native_can_run)
-backends.register(_OP, "triton", _triton_can_run)
+    backends.register(_OP, _backend, backends.reads_floats)
+backends.register(_OP, "triton", backends.adds_in_any_order)

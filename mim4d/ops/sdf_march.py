@@ -327,12 +327,6 @@ define_triton(_SAMPLE, kernel=_triton_sample, fake=_fake_sample, backward=_backw
 # ---- backends
 
 
-def _reads_floats(dtype: torch.dtype, mode: str) -> str | None:
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
-    return None
-
-
 for _op in ("sdf_march", "sdf_sample"):
     for _backend in ("cpu", "cuda", "triton"):
-        backends.register(_op, _backend, _reads_floats)
+        backends.register(_op, _backend, backends.reads_floats)

@@ -235,14 +235,8 @@ def _native_can_run(dtype: torch.dtype) -> str | None:
     return None  # all floating dtypes
 
 
-def _triton_can_run(dtype: torch.dtype) -> str | None:
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
-    return None
-
-
 for _backend in ("cpu", "cuda"):
     backends.register("build_pool_index", _backend, _index_can_run)
     backends.register("voxel_pool", _backend, _native_can_run)
 backends.register("build_pool_index", "triton", _index_can_run)  # the op of the dispatcher sorts: on a GPU, torch
-backends.register("voxel_pool", "triton", _triton_can_run)
+backends.register("voxel_pool", "triton", backends.reads_floats)

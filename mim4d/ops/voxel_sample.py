@@ -241,19 +241,7 @@ define_triton(
 # ---- backends
 
 
-def _native_can_run(dtype: torch.dtype, mode: str) -> str | None:
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return f"its kernel reads float16, bfloat16, float32 and float64, not {dtype}"
-    return None
-
-
-def _triton_can_run(dtype: torch.dtype, mode: str) -> str | None:
-    if torch.are_deterministic_algorithms_enabled():
-        return "its backward adds in no fixed order, and torch.use_deterministic_algorithms is on"
-    return _native_can_run(dtype, mode)
-
-
 for _op in ("voxel_sample", "voxel_sample_with_grad"):
-    backends.register(_op, "cpu", _native_can_run)
-    backends.register(_op, "cuda", _native_can_run)
-backends.register("voxel_sample", "triton", _triton_can_run)
+    backends.register(_op, "cpu", backends.reads_floats)
+    backends.register(_op, "cuda", backends.reads_floats)
+backends.register("voxel_sample", "triton", backends.adds_in_any_order)

@@ -107,3 +107,12 @@ def test_wrong_calls_are_named() -> None:
     for far in (2**32, -(2**32)):  # as an int32 it would be a cell
         with pytest.raises(ValueError, match="cells lie in"):
             bev_pool_v2(depth, feat, points, pixels, cells.long() + far, shape)
+
+
+def test_bev_pool_v2_is_one_graph() -> None:
+    """What is traced looks at no values."""
+    depth, feat = torch.rand(B, N, D, H, W, generator=generator()), torch.randn(B, N, H, W, C, generator=generator(1))
+    points, pixels, cells, _, _ = ranks()
+    compiled = torch.compile(bev_pool_v2, backend="eager", fullgraph=True)
+    found = compiled(depth, feat, points, pixels, cells, (B, Z, Y, X, C))
+    torch.testing.assert_close(found, bev_pool_v2(depth, feat, points, pixels, cells, (B, Z, Y, X, C)), rtol=0, atol=0)
