@@ -216,13 +216,13 @@ def excavator(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
 
 
 def _person(
-    b: Builder, rng: np.random.Generator, hips: Vec, neck: Vec, w: float, shirt: RGB, helmet: RGB | None
+    b: Builder, rng: np.random.Generator, hips: Vec, neck: Vec, top: float, w: float, shirt: RGB, helmet: RGB | None
 ) -> None:
-    """Torso, neck and head; w is the width of the shoulders' box."""
+    """Torso, neck and head, up to z = ``top`` at most; w is the width of the shoulders' box."""
     hips, neck = np.asarray(hips, np.float64), np.asarray(neck, np.float64)
     b.limb(hips, neck, 0.16 * w + 0.03, 0.2 * w + 0.02, M.CLOTH, shirt, sides=7, wide=1.45)
-    head = 0.115
     up = neck + (0.0, 0.0, 0.02)
+    head = min(0.115, (top - float(up[2])) / 2.1)  # a child's box has less room
     b.limb(
         up,
         up + (0.0, 0.0, 2.1 * head),
@@ -264,11 +264,11 @@ def pedestrian(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
         b.limb(hand, elbow, 0.035, 0.045, M.CLOTH, shirt, sides=4, lid=False)
     if skirt:
         b.limb((0, 0, floor + 0.27 * h), (0, 0, hip + 0.04), 0.19, 0.13, M.CLOTH, legs, sides=7, wide=1.1)
-    _person(b, rng, (0, 0, hip - 0.06), (0, 0, 0.335 * h), w, shirt, None)
+    _person(b, rng, (0, 0, hip - 0.06), (0, 0, 0.335 * h), h / 2, w, shirt, None)
     if rng.random() < 0.35:  # a rucksack
-        b.box(
-            (-0.17, 0, 0.2 * h), (0.13, 0.36 * w + 0.05, 0.22 * h), M.CLOTH, _pick(rng, CLOTHES), inset=(0, 0.03, 0.02)
-        )
+        thick = min(0.13, l / 2 - 0.105)
+        place, size = (-0.105 - thick / 2, 0, 0.2 * h), (thick, 0.36 * w + 0.05, 0.22 * h)
+        b.box(place, size, M.CLOTH, _pick(rng, CLOTHES), inset=(0, 0.03, 0.02))
     return b.mesh()
 
 
@@ -316,7 +316,7 @@ def _two_wheeler(rng: np.random.Generator, w: float, l: float, h: float, engine:
     hips = seat + (0.02, 0, 0.08)
     neck = np.array([0.06 * l, 0.0, h / 2 - 0.27])
     helmet = _pick(rng, CAR_COLOURS) if engine or rng.random() < 0.6 else None
-    _person(b, rng, hips - (0, 0, 0.04), neck, min(w, 0.62), shirt, helmet)
+    _person(b, rng, hips - (0, 0, 0.04), neck, h / 2, min(w, 0.62), shirt, helmet)
     for side in (-1, 1):
         pedal = crank + (0.02 * l * side, side * 0.14, -0.02 * side)
         knee = np.array([0.13 * l, side * 0.17, floor + 0.5 * h + 0.03 * side * h])
@@ -340,7 +340,7 @@ def bicycle(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
 def cone(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     b = Builder()
     b.box((0, 0, -0.47 * h), (l, w, 0.06 * h), M.TYRE)
-    b.pole((0, 0), -0.44 * h, 0.5 * h, 0.38 * w, M.STRIPES, sides=8, scale=0.2)
+    b.pole((0, 0), -0.44 * h, 0.5 * h, 0.38 * min(w, l), M.STRIPES, sides=8, scale=0.2)
     return b.mesh()
 
 

@@ -43,7 +43,7 @@ def bare_bicycle(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh
 def worker(rng: np.random.Generator, w: float, l: float, h: float) -> Mesh:
     b = Builder()
     vest: RGB = (0.85, 0.62, 0.02) if rng.random() < 0.5 else (0.9, 0.3, 0.03)
-    for x, y in ((-0.12, -0.13), (0.12, 0.13)):
+    for x, y in ((-0.2, -0.13), (0.2, 0.13)):
         b.box((x * l, y * w, -0.26 * h), (0.24 * l, 0.22 * w, 0.48 * h), M.CLOTH, (0.1, 0.12, 0.25))
         b.box((-x * l, 3 * y * w, 0.1 * h), (0.2 * l, 0.17 * w, 0.36 * h), M.CLOTH, vest)
     b.box((0, 0, 0.14 * h), (0.5 * l, 0.62 * w, 0.36 * h), M.CLOTH, vest, inset=(0, 0, 0.06 * w))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 from dataclasses import replace
 
@@ -12,14 +13,15 @@ import pytest
 
 from mim4d.world.air import LIGHTS, WEATHERS, draw, make_air
 from mim4d.world.film import NOISE, photograph
-from mim4d.world.generator import _build, _layout
 from mim4d.world.knobs import Knobs
 from mim4d.world.mesh import Builder
-from mim4d.world.models import KINDS
+from mim4d.world.pieces import build
+from mim4d.world.recipe import Recipe
 from mim4d.world.scene import Scene
 from mim4d.world.sensors import Camera, Rig, camera_view, look, render
 from mim4d.world.shading import MIRRORS, Shader, clearness
 from mim4d.world.textures import LEVELS, TILE, Atlas, Material
+from mim4d.world.variants import KINDS
 
 SEED, SIZE, T = 0, (64, 112), 0.5
 QUIET = {"sensor_noise": 0.0}
@@ -27,10 +29,9 @@ QUIET = {"sensor_noise": 0.0}
 
 @functools.cache
 def world(validation: bool = False, **knobs: float | str) -> tuple[Scene, Rig, Shader]:
-    _, _, tile, _ = _layout(2)[int(validation)]
-    scene, rig = _build(
-        SEED, 1.0, SIZE, Knobs(**{"weather": "clear", "light": "day", **QUIET, **knobs}), 0, tile, validation
-    )
+    wanted = Knobs(**{"weather": "clear", "light": "day", **QUIET, **knobs})
+    recipe = Recipe(seed=SEED, seconds=1.0, image_size=SIZE, knobs=wanted)
+    scene, rig = build(recipe, recipe.slots()[int(validation)])
     return scene, rig, Shader(scene, Atlas(SEED))
 
 
@@ -166,8 +167,9 @@ def test_mixed_starts_every_map_with_a_clear_day_and_then_shows_all() -> None:
     assert drawn == {(w, l) for w in WEATHERS for l in LIGHTS}
     assert draw(np.random.default_rng(5), "mixed", "mixed", True) == ("clear", "day")
     assert draw(np.random.default_rng(5), "fog", "mixed", True) == ("fog", "day")
-    for index, (_, _, tile, validation) in enumerate(_layout(2)):
-        scene, _ = _build(SEED, 1.0, SIZE, Knobs(), index, tile, validation)
+    recipe = Recipe(seed=SEED, seconds=1.0, image_size=SIZE)
+    for slot in recipe.slots():
+        scene, _ = build(recipe, slot)
         assert (scene.air.weather, scene.air.light) == ("clear", "day")
 
 
@@ -231,9 +233,10 @@ def test_the_same_moment_gives_the_same_picture_and_another_one_other_noise() ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes_fill_their_boxes(kind: str) -> None:
-    spec = KINDS[kind]
-    for seed in range(6):
-        width, length, height = (s * f for s, f in zip(spec.size, (0.9, 1.1, 1.0), strict=True))
+    """At every size that the placer draws: two standard deviations either way in each direction."""
+    spec, less, more = KINDS[kind], 1 - 2 * KINDS[kind].spread, 1 + 2 * KINDS[kind].spread
+    for seed, factors in enumerate(itertools.product((less, more), repeat=3)):
+        width, length, height = (s * f for s, f in zip(spec.size, factors, strict=True))
         mesh = spec.build(np.random.default_rng(seed), width, length, height)
         extent = np.abs(mesh.vertices.reshape(-1, 3)).max(0) / (np.array([length, width, height]) / 2)
         assert (extent < 1.001).all(), extent  # all of it inside: the LiDAR's points must lie in the box
