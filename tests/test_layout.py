@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
 SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"})
 SHARED_ROOMS = {"math", "cuda", "cpu", "torch", "pybind"}
-OP_ROOMS = sorted(p.name for p in CSRC.iterdir() if p.is_dir() and p.name not in SHARED_ROOMS)
+WORLD = "world"  # the ray caster of mim4d.world: no operator, and no torch
+OP_ROOMS = sorted(p.name for p in CSRC.iterdir() if p.is_dir() and p.name not in {*SHARED_ROOMS, WORLD})
 INCLUDE = re.compile(r'#\s*include\s*[<"]([^>"]+)[>"]')
 
 
@@ -33,6 +34,9 @@ def test_include_rules(path: Path) -> None:
     if room == "math":
         allowed = {"math.h", "stdint.h"}
         assert all(name.startswith("math/") or name in allowed for name in found), "formulas include formulas"
+    if room == WORLD:
+        intrinsics = {"emmintrin.h"}  # SSE2, which every x86-64 has
+        assert all(re.fullmatch(r"\w+", name) or name in intrinsics for name in found), "the standard library only"
     if room == "cpu":
         assert not any("cuda" in name for name in found)
     if path.suffix not in (".cu", ".cuh"):
