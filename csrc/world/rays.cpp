@@ -300,6 +300,9 @@ class Tree {
 // The functions of mim4d/world/caster.py. Arrays are contiguous; rays (n, 3); a stride of 0 means one for all rays.
 #define MIM4D_API extern "C" __attribute__((visibility("default")))
 
+// Raised with every change of a signature below: ctypes checks none, and a library of an older build would read wild.
+MIM4D_API int32_t mim4d_rays_abi() { return 1; }
+
 MIM4D_API void* mim4d_rays_grow(const float* vertices, int32_t n) {
   try {
     return new Tree(vertices, n);

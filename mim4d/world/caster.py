@@ -21,6 +21,7 @@ from mim4d.errors import UserError
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.int32]
 LIBRARY = Path(__file__).parents[1] / "world_rays.so"
+ABI = 1  # of csrc/world/rays.cpp: the signatures that `_library` declares
 
 
 class Caster(Protocol):
@@ -41,13 +42,17 @@ class Caster(Protocol):
 
 @functools.cache
 def _library() -> Any:
-    """The native functions; None where they are not built. UserError where they do not load."""
+    """The native functions; None where they are not built. UserError where they do not load or are of another build."""
     if not LIBRARY.exists():
         return None
+    again = "build mim4d's native libraries again: make setup"
     try:
         library = ctypes.CDLL(str(LIBRARY))
     except OSError as e:
-        raise UserError(f"{LIBRARY} cannot be loaded ({e}); build mim4d's native libraries again: make setup") from None
+        raise UserError(f"{LIBRARY} cannot be loaded ({e}); {again}") from None
+    abi = library.mim4d_rays_abi() if hasattr(library, "mim4d_rays_abi") else 0
+    if abi != ABI:
+        raise UserError(f"{LIBRARY} was built from other sources (interface {abi}, wanted {ABI}); {again}")
     array = functools.partial(np.ctypeslib.ndpointer, flags="C_CONTIGUOUS")
     floats, ints, flags = array(np.float32), array(np.int32), array(np.uint8)
     tree, number = ctypes.c_void_p, ctypes.c_int64
@@ -82,18 +87,24 @@ class Native:
         return out.view(np.bool_)
 
 
+def _embree() -> tuple[Any, Any]:
+    """Embree's mesh and scene. UserError where embreex is missing."""
+    try:
+        from embreex.mesh_construction import TriangleMesh
+        from embreex.rtcore_scene import EmbreeScene
+    except ImportError as e:
+        raise UserError(
+            f"the synthetic world needs mim4d's native library {LIBRARY.name} (not built) or embreex ({e}): "
+            "pip install 'mim4d[world]'"
+        ) from None
+    return TriangleMesh, EmbreeScene
+
+
 class Embree:
     def __init__(self, vertices: Float32) -> None:
-        try:
-            from embreex.mesh_construction import TriangleMesh
-            from embreex.rtcore_scene import EmbreeScene
-        except ImportError as e:
-            raise UserError(
-                f"the synthetic world needs mim4d's native library {LIBRARY.name} (not built) or embreex ({e}): "
-                "pip install 'mim4d[world]'"
-            ) from None
-        self._scene = EmbreeScene()
-        TriangleMesh(self._scene, _plain(vertices))
+        mesh, scene = _embree()
+        self._scene = scene()
+        mesh(self._scene, _plain(vertices))
 
     def nearest(
         self, origins: Float32, directions: Float32, distance: Float32, face: Ints, u: Float32, v: Float32
@@ -109,6 +120,14 @@ class Embree:
 
 def _plain(x: Float32) -> Float32:
     return np.ascontiguousarray(x, np.float32)
+
+
+def caster_kind() -> str:
+    """Which caster :func:`make_caster` makes, "native" or "embree". UserError where there is neither."""
+    if _library() is not None:
+        return "native"
+    _embree()
+    return "embree"
 
 
 def make_caster(vertices: Float32) -> Caster:

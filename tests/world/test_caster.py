@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import gc
 import sys
 import weakref
@@ -179,12 +180,35 @@ def test_without_both_there_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -
         UserError, match=r"needs mim4d's native library world_rays.so \(not built\) or embreex .*pip inst"
     ):
         caster.make_caster(np.zeros((1, 3, 3), np.float32))
+    with pytest.raises(UserError, match="needs mim4d's native library"):
+        caster.caster_kind()
+
+
+def test_its_kind_is_what_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {"native": Native, "embree": Embree}
+    assert isinstance(caster.make_caster(np.eye(3, dtype=np.float32)[None]), kinds[caster.caster_kind()])
+    monkeypatch.setattr(caster, "_library", lambda: None)
+    assert caster.caster_kind() == "embree"
+    assert isinstance(caster.make_caster(np.eye(3, dtype=np.float32)[None]), Embree)
 
 
 def test_a_broken_library_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "world_rays.so").write_bytes(b"no library")
     monkeypatch.setattr(caster, "LIBRARY", tmp_path / "world_rays.so")
     with pytest.raises(UserError, match=r"world_rays.so cannot be loaded \(.*make setup"):
+        caster._library.__wrapped__()
+
+
+@pytest.mark.parametrize("built", [0, 1])
+def test_a_library_of_another_build_is_one_clear_line(built: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads, but takes other arguments: called, it would read memory that is not there."""
+    if built:
+        pytest.importorskip("mim4d._C", reason="nothing is built (make setup)")
+        monkeypatch.setattr(caster, "ABI", caster.ABI + 1)
+    else:  # any library that says nothing of its interface
+        monkeypatch.setattr(caster, "LIBRARY", Path(_ctypes.__file__))
+    words = rf"built from other sources \(interface {built and caster.ABI - 1}, wanted {caster.ABI}\); .*make setup"
+    with pytest.raises(UserError, match=words):
         caster._library.__wrapped__()
 
 
