@@ -6,6 +6,7 @@ Pictures come from :mod:`mim4d.viz.driving` and :mod:`mim4d.viz.images`, HTML fr
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from mim4d.data.frames import Array, FrameRecord, invert_rigid, transform
 from mim4d.data.rays import View, lidar_hits, load_lidar
 from mim4d.data.transforms import load_image
+from mim4d.errors import UserError
 from mim4d.viz import page
 from mim4d.viz.driving import (
     AREA_COLOURS,
@@ -60,7 +62,8 @@ def write_gallery(root: str | os.PathLike[str], progress: Progress | None = None
         the page's path.
 
     Raises:
-        UserError: ``root`` holds no world, or a file of it is missing or broken; the message names it.
+        UserError: ``root`` holds no world, a file of it is missing or broken, or the page cannot be written; the
+            message names it.
     """
     folder = Path(root)
     made = read_manifest(folder)
@@ -80,8 +83,13 @@ def write_gallery(root: str | os.PathLike[str], progress: Progress | None = None
         tell(done, len(pictured))
     target = folder / NAME
     temporary = target.with_name(f".{NAME}.tmp")
-    temporary.write_text(_page(made, scenes, sections), encoding="utf-8")
-    temporary.replace(target)
+    try:
+        temporary.write_text(_page(made, scenes, sections), encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     return target
 
 
