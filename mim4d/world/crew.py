@@ -31,7 +31,11 @@ from mim4d.world.files import Folder
 from mim4d.world.pieces import MAP, ROWS, Piece, Workshop
 from mim4d.world.recipe import Recipe, Slot
 
-BOOT = "import sys, json; sys.path[:] = json.loads(sys.stdin.readline()); from mim4d.world.crew import serve; serve()"
+# The path begins with the current folder, whose json.py is not ours.
+BOOT = (
+    "import sys; sys.path[:] = filter(None, sys.path); import json; sys.path[:] = json.loads(sys.stdin.readline()); "
+    "from mim4d.world.crew import serve; serve()"
+)
 # One thread per worker: with a worker on every core more of them would wait for each other.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -183,6 +187,8 @@ def _error(message: dict[str, Any]) -> Exception:
         return UserError(message["user"])
     if "errno" in message:
         return OSError(message["errno"], message["strerror"], message["filename"])
+    if "memory" in message:
+        return MemoryError(message["memory"])
     return RuntimeError(f"a worker process failed:\n{message['traceback']}")
 
 
@@ -210,6 +216,8 @@ def serve() -> None:
             say({"user": str(e)})
         except OSError as e:
             say({"errno": e.errno, "strerror": e.strerror or str(e), "filename": e.filename})
+        except MemoryError as e:
+            say({"memory": str(e)})
         except Exception:
             say({"traceback": traceback.format_exc()})
 

@@ -117,8 +117,8 @@ class Folder:
             other = None
         if other != recipe:
             raise UserError(
-                f"{self.path} holds an unfinished world made with {told(other)}; finish that one with the same "
-                "arguments, or delete the folder"
+                f"{self.path} holds an unfinished world made with {told(other, recipe)}; finish that one as it was "
+                "begun, or delete the folder"
             )
 
     def begin(self, recipe: Mapping[str, Any]) -> None:
@@ -162,12 +162,19 @@ class Folder:
         return notes.is_dir() and any(p.is_file() for p in notes.rglob("*"))
 
 
-def told(recipe: object) -> str:
-    """Arguments of a world in a line."""
-    if not isinstance(recipe, dict):
+def told(found: object, wanted: Mapping[str, Any]) -> str:
+    """Arguments of a world in a line, and what beside them sets it apart from the one that is wanted."""
+    if not isinstance(found, dict):
         return "unknown arguments"
-    flat = {**recipe, **recipe["knobs"]} if isinstance(recipe.get("knobs"), dict) else recipe
-    return ", ".join(f"{name}={value}" for name, value in flat.items() if name not in ("knobs", "format"))
+    flat = {**found, **found["knobs"]} if isinstance(found.get("knobs"), dict) else found
+    line = ", ".join(f"{name}={value}" for name, value in flat.items() if name not in ("knobs", "format", "caster"))
+    if found.get("format") != wanted["format"]:
+        return f"{line} by another version of mim4d"
+    if found.get("caster") != wanted.get("caster"):
+        return (
+            f"{line} by the {found.get('caster')} ray caster (here is {wanted.get('caster')}, which makes other bytes)"
+        )
+    return line
 
 
 def _sync(path: Path) -> None:

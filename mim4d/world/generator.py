@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mim4d.errors import UserError
+from mim4d.world.caster import caster_kind
 from mim4d.world.crew import Plan, work_alone, work_together
 from mim4d.world.files import Folder, exclusive, told
 from mim4d.world.knobs import STANDARD, Knobs
@@ -35,10 +36,9 @@ def _existing(out: Path, wanted: dict[str, object]) -> bool:
     if not out.is_dir():
         raise UserError(f"{out} is a file; give a folder for the world")
     if not any(out.iterdir()):
-        if out.is_mount():
-            raise UserError(
-                f"{out} is the root of a file system, which no finished world can replace; give a folder in it"
-            )
+        for what, true in (("the root of a file system", out.is_mount()), ("the current folder", _is_here(out))):
+            if true:
+                raise UserError(f"{out} is {what}, which no finished world can replace; give a folder in it")
         return False
     try:
         found = json.loads((out / MANIFEST).read_text())
@@ -46,7 +46,15 @@ def _existing(out: Path, wanted: dict[str, object]) -> bool:
         raise UserError(f"{out} is not empty and holds no synthetic world; choose another folder") from None
     if found == wanted:
         return True
-    raise UserError(f"{out} already holds a world made with {told(found)}; choose another folder or delete it")
+    raise UserError(f"{out} already holds a world made with {told(found, wanted)}; choose another folder or delete it")
+
+
+def _is_here(out: Path) -> bool:
+    """Whether ``out`` is the current folder: replaced, it would leave this process and its shell in none."""
+    try:
+        return os.path.samefile(out, ".")
+    except FileNotFoundError:  # we are in such a one already
+        return False
 
 
 def open_scene(root: str | os.PathLike[str], name: str) -> tuple[Scene, Rig, int]:
@@ -101,7 +109,8 @@ def generate(
     The bytes do not depend on it.
     progress: called as progress(done, total) with counts of files, once at the start and after each file.
 
-    Raises UserError for arguments out of range, a folder in use, a folder that cannot be written, or missing embreex.
+    Raises UserError for arguments out of range, a folder in use, a folder that cannot be written, too little memory, a
+    ray caster that is missing or of another build. Where something is finished by then the message says where it lies.
     """
     recipe = Recipe(seed, scenes, seconds, image_size, version, knobs, extras)
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
@@ -113,15 +122,16 @@ def generate(
             _clear(partial)
             return
         slots = recipe.slots()
+        begun = {**wanted, "caster": caster_kind()}  # two kinds of caster in one world would be the bytes of neither
         out.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(partial) as lock:
             folder = Folder(partial)
             if _existing(out, wanted):  # another process has finished it meanwhile
                 folder.tidy()
                 return
-            folder.claim(wanted)
+            folder.claim(begun)
             with _kept(folder, out):
-                folder.begin(wanted)
+                folder.begin(begun)
                 _make(
                     recipe,
                     slots,
@@ -131,8 +141,23 @@ def generate(
                     progress or (lambda done, total: None),
                 )
                 folder.finish(out)
-    except OSError as e:
-        raise UserError(f"cannot write the world to {out}: {e.strerror or e}") from e
+    except (OSError, MemoryError) as e:
+        if why := _reason(out, e):
+            raise UserError(why) from e
+        raise
+
+
+def _reason(out: Path, e: BaseException) -> str:
+    """What went wrong, in a line for the user; empty for what is no matter of the folder or the machine."""
+    if isinstance(e, UserError):
+        return str(e)
+    if isinstance(e, MemoryError):
+        return f"not enough memory to make the world ({e or 'none left'}); take fewer workers or smaller images"
+    if not isinstance(e, OSError) or isinstance(e, BrokenPipeError):  # a pipe: whoever read our progress is gone
+        return ""
+    # A file where a folder should be is seldom OUT itself.
+    which = f" ({e.filename})" if isinstance(e, (FileExistsError, NotADirectoryError)) else ""
+    return f"cannot write the world to {out}: {e.strerror or e}{which}"
 
 
 def _clear(partial: Path) -> None:
@@ -150,14 +175,10 @@ def _kept(folder: Folder, out: Path) -> Iterator[None]:
         yield
     except BaseException as e:
         folder.tidy()
-        if not folder.started:
+        why = _reason(out, e)
+        if not why or not folder.started:
             raise
-        kept = f"what is done lies in {folder.path}, and the same command goes on from there"
-        if isinstance(e, OSError):
-            raise UserError(f"cannot write the world to {out}: {e.strerror or e}; {kept}") from e
-        if isinstance(e, UserError):
-            raise UserError(f"{e}; {kept}") from e
-        raise
+        raise UserError(f"{why}; what is done lies in {folder.path}, and the same command goes on from there") from e
 
 
 def cores() -> int:

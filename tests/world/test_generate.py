@@ -209,6 +209,19 @@ def test_other_contents_are_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a file"):
         generate(tmp_path / "mine" / "thesis.tex", **TINY)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "old").mkdir()
+    made = json.loads((tiny / "world.json").read_text())
+    (tmp_path / "old" / "world.json").write_text(json.dumps({**made, "format": 1}))
+    with pytest.raises(UserError, match=r"already holds a world made with .* by another version of mim4d; choose"):
+        generate(tmp_path / "old", seed=1, **TINY)
+
+
+def test_the_folder_one_stands_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="here is the current folder, which no finished world can replace"):
+        generate(".", **TINY)
+    assert [p.name for p in tmp_path.rglob("*")] == ["here"]
 
 
 def test_progress_counts_every_file(tiny: Path) -> None:
@@ -251,9 +264,12 @@ def test_arguments_out_of_range_are_named(tmp_path: Path, wrong: dict[str, Any],
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write the world to .*file/world"):
+    with pytest.raises(UserError, match=r"cannot write the world to .*file/world: .*/file\)$"):
         generate(tmp_path / "file" / "world", **TINY)
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    (tmp_path / ".world.partial").write_text("")
+    with pytest.raises(UserError, match=r"cannot write the world to .*/world: .*/.world.partial\)$"):
+        generate(tmp_path / "world", **TINY)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".world.partial", "file"]
 
 
 def test_missing_embreex_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,10 @@ import pytest
 from helpers.world_truth import digest
 
 from mim4d.errors import UserError
-from mim4d.world import files, generate
+from mim4d.world import crew, files, gallery, generate, generator
 from mim4d.world.crew import Plan, work_together
 from mim4d.world.files import Folder
-from mim4d.world.pieces import Piece
+from mim4d.world.pieces import Piece, Workshop
 from mim4d.world.recipe import Recipe
 
 TINY: dict[str, Any] = {"seconds": 0.5, "image_size": (32, 40)}
@@ -148,7 +148,9 @@ def test_whoever_of_several_processes_is_killed_the_rest_ends_and_goes_on(
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_a_worker_is_told(tmp_path: Path) -> None:
+def test_what_goes_wrong_in_a_worker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('not the json that a worker wants')")
+    monkeypatch.chdir(tmp_path)
     recipe = Recipe(**TINY)
     slots = recipe.slots()
     here = Folder(tmp_path / "here")
@@ -166,6 +168,10 @@ def test_what_goes_wrong_in_a_worker_is_told(tmp_path: Path) -> None:
             work(Piece(slots[0].name, "rows"), here)
         with pytest.raises(RuntimeError, match=r"(?s)a worker process failed:.*Traceback.*StopIteration"):
             work(Piece("scene-9999", "CAM_BACK", 0, 1), here)
+        hungry = "from mim4d.world.crew import Workshop; Workshop.make = lambda *_: bytearray(1 << 62); serve()"
+        monkeypatch.setattr(crew, "BOOT", crew.BOOT.replace("serve()", hungry))
+        with pytest.raises(MemoryError):
+            work(Piece(slots[0].name, "CAM_BACK", 0, 1), here)
 
 
 @pytest.mark.slow
@@ -190,12 +196,13 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path: Path, whole: 
     assert digest(tmp_path / "world") == whole
 
 
-def test_an_interruption_before_anything_is_done_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("why", [KeyboardInterrupt, BrokenPipeError], ids=["ctrl-c", "reader of the progress gone"])
+def test_an_interruption_before_anything_is_done_leaves_nothing(tmp_path: Path, why: type[BaseException]) -> None:
     def stop(done: int, total: int) -> None:
         if done == 1:
-            raise KeyboardInterrupt
+            raise why
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(why):
         generate(tmp_path / "deep" / "world", progress=stop, workers=1, **TINY)
     assert list((tmp_path / "deep").iterdir()) == []
 
@@ -223,6 +230,32 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert ("the same command goes on from there" in str(caught.value)) == (number == 100)
     generate(tmp_path / "world", workers=1, **TINY)
     assert digest(tmp_path / "world") == whole
+
+
+def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, calls = Workshop.make, []
+
+    def hungry(shop: Workshop, piece: Piece, done: Callable[[], None]) -> None:
+        calls.append(piece)
+        if len(calls) == 2:
+            bytearray(1 << 62)
+        make(shop, piece, done)
+
+    monkeypatch.setattr(Workshop, "make", hungry)
+    with pytest.raises(UserError, match=r"^not enough memory to make the world .*fewer workers.*goes on from there$"):
+        generate(tmp_path / "world", workers=1, **TINY)
+    assert [p.name for p in tmp_path.iterdir()] == [PARTIAL]
+
+
+def test_a_page_that_cannot_be_written_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / gallery.NAME).mkdir()
+    monkeypatch.setattr(gallery, "read_manifest", lambda root: {})
+    monkeypatch.setattr(gallery, "read_world", lambda root: [])
+    with pytest.raises(UserError, match=r"^cannot write .*/gallery.html: Is a directory$"):
+        gallery.write_gallery(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [gallery.NAME]
 
 
 def private_mounts() -> bool:
@@ -262,8 +295,14 @@ def test_a_real_full_disk_and_a_read_only_one(tmp_path: Path, whole: dict[str, s
     assert digest(tmp_path / "copy") == whole
 
 
-def test_other_arguments_are_refused_while_a_world_is_unfinished(tmp_path: Path) -> None:
+def test_other_arguments_are_refused_while_a_world_is_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(KILL_AT, "rename", "before", 1, cwd=tmp_path)
+    with monkeypatch.context() as patch:  # a library that was built, or lost, meanwhile
+        patch.setattr(generator, "caster_kind", lambda: "wooden")
+        with pytest.raises(UserError, match=r"seed=0, .* by the \w+ ray caster \(here is wooden, .*delete the folder$"):
+            generate(tmp_path / "world", **TINY)
     before = digest(tmp_path)
     with pytest.raises(
         UserError, match=r"\.world\.partial holds an unfinished world made with seed=0, .*delete the folder$"
