@@ -57,11 +57,15 @@ class Pace:
     def __init__(self, unit: str) -> None:
         self._unit = unit
         self._seen: deque[tuple[float, int]] = deque()  # moment, count; what was there at the first call is no speed
+        self._warm = False
 
     def text(self, done: int, total: int, now: float | None = None) -> str:
         """``23 files/s  0:12 left``; empty before the second count and at the end."""
         now = time.perf_counter() if now is None else now
         self._seen.append((now, done))
+        if len(self._seen) == 3 and not self._warm:  # what came before the first count was getting ready, mostly
+            self._seen.popleft()
+            self._warm = True
         while now - self._seen[0][0] > self.SECONDS and len(self._seen) > 2:
             self._seen.popleft()
         seconds, count = now - self._seen[0][0], done - self._seen[0][1]

@@ -117,6 +117,10 @@ def test_a_count_of_something_says_how_fast_it_goes(monkeypatch):
     assert pace.text(0, 100, now=0.0) == ""
     assert pace.text(50, 100, now=2.0) == "25 files/s  0:02 left"
     assert pace.text(100, 100, now=4.0) == ""
+    getting_ready = Pace("files")
+    getting_ready.text(0, 100, now=0.0)
+    assert getting_ready.text(1, 100, now=10.0) == "0.1 files/s  16:30 left"  # nothing better is known
+    assert getting_ready.text(2, 100, now=10.5) == "2 files/s  0:49 left"
     slow = Pace("files")
     for second in range(0, 100, 10):
         text = slow.text(10 * second if second < 50 else 500 + (second - 50) // 10, 1000, now=float(second))
