@@ -43,11 +43,11 @@ class WorldArguments:
     light: Light = STANDARD.light
     """Time of day; mixed: every scene its own."""
     texture: float = STANDARD.texture
-    """Contrast of the surfaces' patterns; 0: plain colours."""
+    """Contrast of the surfaces' patterns, 0 (plain colours) to 2."""
     sensor_noise: float = STANDARD.sensor_noise
-    """Scales the noise of cameras and LiDAR; 0: none."""
+    """Scales the noise of cameras and LiDAR, 0 (none) to 10."""
     traffic: float = STANDARD.traffic
-    """Scales the number of cars, people and other things."""
+    """Scales the number of cars, people and other things, 0 (one of every class) to 3."""
     extras: bool = False
     """Also write what nuScenes lacks: depth, normals, flow, instance ids, occupancy."""
     gallery: bool = False
