@@ -44,15 +44,17 @@ def road_sign(sign: tuple[float, float]) -> Mesh:
     return b.mesh()
 
 
-def traffic_light(green: bool, arm: float) -> Mesh:
-    """A post with a head; with ``arm`` > 0 a second head hangs so many metres out to the left, over the road."""
+def traffic_light(arm: float) -> Mesh:
+    """A post with a head; with ``arm`` > 0 a second head hangs so many metres out to the left, over the road.
+
+    It shows the green half of its texture; the shader turns it to the red half.
+    """
     b = Builder()
-    u = 0.5 if green else 0.0
 
     def head(y: float, z: float) -> None:
         b.box((0.06, y, z), (0.24, 0.34, 0.95), M.METAL, DARK)
         face = [(0.185, y - 0.15, z - 0.44), (0.185, y + 0.15, z - 0.44), (0.185, y + 0.15, z + 0.44)]
-        b.quad([*face, (0.185, y - 0.15, z + 0.44)], M.SIGNAL, WHITE, (0.5, 1.0), (u, 0.0))
+        b.quad([*face, (0.185, y - 0.15, z + 0.44)], M.SIGNAL, WHITE, (0.5, 1.0), (0.5, 0.0))
 
     b.pole((-0.1, 0), 0.0, 3.5 if arm <= 0 else 5.6, 0.07, M.METAL, GREY, scale=0.8)
     head(0.0, 2.75)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,13 +26,22 @@ class Houses:
     """Builds houses on streets near the ego's way, and knows what stands where."""
 
     def __init__(
-        self, rng: np.random.Generator, roads: Roads, style: Style, way: Array, occupied: Array, origin: Array
+        self,
+        rng: np.random.Generator,
+        roads: Roads,
+        style: Style,
+        way: Array,
+        occupied: Array,
+        origin: Array,
+        ruled: Sequence[bool],
     ) -> None:
         """``way`` (T, 2): where the ego goes. The mesh's coordinates count from ``origin`` (3,).
 
-        ``occupied`` (A, 4): x, y, radius and height of standing actors."""
+        ``occupied`` (A, 4): x, y, radius and height of standing actors. ``ruled``: which junctions need lights."""
         self.rng, self.roads, self.style, self.way, self.occupied = rng, roads, style, way, occupied
+        self.ruled = ruled
         self.b = Builder(origin)
+        self.signals: dict[int, Builder] = {}  # traffic lights, by the numbers of Scene.signal
         self.feet: list[Array] = []  # outlines (P, 2) of houses, map coordinates
         self.lamps: list[Array] = []  # (2,) where lamps shine, map coordinates
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,6 +135,7 @@ class Roads:
     ped_crossings: list[Crossing] = field(default_factory=list)
     stop_lines: list[StopLine] = field(default_factory=list)
     carparks: list[Carpark] = field(default_factory=list)
+    bay_centres: list[UV] = field(default_factory=list)  # of the parking bays, street coordinates
     lane_dividers: list[Divider] = field(default_factory=list)
     road_dividers: list[tuple[Divider, int]] = field(default_factory=list)  # and the road segment's index
     paint: list[tuple[Array, str]] = field(default_factory=list)  # (polygon, "white" | "yellow" | "patch")
@@ -310,6 +312,7 @@ class Link:
             return
         for s in cuts:
             self.paint(s - 0.05, s + 0.05, t0, t1)
+        self.roads.bay_centres += [self.point(float(a + b) / 2, (t0 + t1) / 2) for a, b in pairwise(cuts)]
         first, last = float(cuts[0]), float(cuts[-1])
         start, end = (self.point(s, t0) for s in (first, last)[::sign])
         heading = self.roads.heading(start, end, (start[0] + end[0]) / 2)

@@ -14,7 +14,7 @@ from mim4d.world.actors import EGO_CENTRE, EGO_HALF, Actor
 from mim4d.world.air import Air, draw, make_air
 from mim4d.world.caster import make_caster
 from mim4d.world.contact import Contact
-from mim4d.world.coverage import missing
+from mim4d.world.coverage import ENOUGH, missing
 from mim4d.world.geometry import rigid, yaw_matrix
 from mim4d.world.ground import Ground
 from mim4d.world.knobs import STANDARD, Knobs
@@ -34,7 +34,7 @@ Float32 = NDArray[np.float32]
 
 PLANS = ("bend", "bend", "right", "left")  # what the ego does in one scene after another
 PAINT_WITHIN = 60.0  # road markings are drawn this far from the ego's way, metres
-ATTEMPTS = 16  # to find room for every class in the LiDAR's sight
+ATTEMPTS = 48  # to find room for every class in the LiDAR's sight
 WAITS_FROM, WAITS = 10.0, 0.5  # scenes this long (seconds) let the ego wait at a light, with this chance
 ACTOR_RANGE = 130.0  # moving actors beyond this distance from the ego are left out of a cast, metres
 
@@ -92,11 +92,19 @@ class Scene:
         self.style: Style = styles[(seed + index) % len(styles)]
         self.ego, self.roads = self.streets(seed=seed, index=index, validation=validation, seconds=seconds, tile=tile)
         mark(rng(4), self.roads)
+        sky = rng(3)
+        # "mixed": the first town of every map has a clear day, so that the smallest worlds are easy to look at.
+        weather, light = draw(sky, knobs.weather, knobs.light, plain=tile == (0.0, 0.0))
+        self.air: Air = make_air(sky, weather, light, self.roads.bend.heading)
+        self.sun = self.air.sun  # (3,) unit, towards it
+        self.sky_shift = sky.uniform(0, 1, 2)  # of the clouds
         way = self.ego.pose(np.linspace(-0.1, seconds + 0.1, 64))[0][:, :2]  # (64, 2)
         self.origin = np.array([*way.mean(0), 0.0])
         for attempt in range(ATTEMPTS):
-            town = self._fill(rng(1, attempt), rng(2), way, 1.0 + 0.5 * attempt / ATTEMPTS)
-            lacking = missing(self)
+            tried = attempt / ATTEMPTS
+            # Further away there is more room, nearer by fewer echoes are lost: try either.
+            town = self._fill(rng(1, attempt), rng(2), way, 1.0 - 0.3 * tried if attempt % 2 else 1.0 + 0.5 * tried)
+            lacking = missing(self, ENOUGH * (1.0 - 0.5 * tried))
             if not lacking:
                 break
         else:
@@ -108,8 +116,6 @@ class Scene:
         things = [_outline(a) - here for a in self.actors if a.route is None]
         self.contact = Contact(corner - here, far - here, [f - here for f in town.feet], things)
         self.lamp_light = LampLight(np.array(town.lamps).reshape(-1, 2) - here, corner - here, far - here)
-        # "mixed": the first town of every map has a clear day, so that the smallest worlds are easy to look at.
-        self._weather(rng(3), plain=tile == (0.0, 0.0))
 
     def _fill(self, rng: np.random.Generator, town_rng: np.random.Generator, way: Array, reach: float) -> Town:
         """Actors, the town around those that stand, and the ray caster over both."""
@@ -118,27 +124,27 @@ class Scene:
         self.lights = traffic.lights  # of the junctions, in the order of roads.crossings_u
         standing = [a for a in self.actors if a.route is None]
         footprints = [(*a.position[:2], exact.hypot(a.size[0], a.size[1]) / 2, a.size[2]) for a in standing]
-        town = Town(town_rng, self.roads, self.style, way, np.array(footprints).reshape(-1, 4), self.origin)
-        self.still = join([town.build()] + [self._placed(i) for i, a in enumerate(self.actors) if a.route is None])
+        occupied, ruled = np.array(footprints).reshape(-1, 4), [light.rules for light in self.lights]
+        town = Town(town_rng, self.roads, self.style, way, occupied, self.origin, ruled)
+        parts = [town.build(), *(head.mesh() for head in town.signals.values())]
+        self.still = join(parts + [self._placed(i) for i, a in enumerate(self.actors) if a.route is None])
         self.moving = [i for i, a in enumerate(self.actors) if a.route is not None]
         # Moving actors, each about its own centre and heading along x.
         self.rest = join([NOTHING] + [self.actors[i].mesh.moved(np.eye(3), (0, 0, 0), i) for i in self.moving])
         self.rest_actor = np.repeat(np.arange(len(self.moving)), [len(self.actors[i].mesh) for i in self.moving])
         self.mesh = join([self.still, self.rest])  # all triangles; the looks of a face never change
         self.rest_normals = self.mesh.normals
+        # (F,) whose signal a face shows: 2 * junction, 1 more for the main road's; -1 for what is no traffic light.
+        self.signal = np.full(len(self.mesh), -1, np.int32)
+        whose = np.repeat([-1, *town.signals], [len(part) for part in parts])
+        self.signal[: len(whose)] = whose
         self.static = make_caster(self.still.vertices)
-        return town
-
-    def _weather(self, rng: np.random.Generator, plain: bool) -> None:
-        weather, light = draw(rng, self.knobs.weather, self.knobs.light, plain)
-        self.air: Air = make_air(rng, weather, light, self.roads.bend.heading)
-        self.sun = sun = self.air.sun  # (3,) unit, towards it
-        flat = math.sqrt(sun[0] * sun[0] + sun[1] * sun[1])
         size = np.array([self.actors[i].size for i in self.moving]).reshape(-1, 3)
         # From the middle of a moving actor to the end of its box or of its shadow, seen from above.
-        shadow = size[:, 2] * (flat / sun[2] if self.air.shadows else 0.0)
+        flat = math.sqrt(self.sun[0] * self.sun[0] + self.sun[1] * self.sun[1])
+        shadow = size[:, 2] * (flat / self.sun[2] if self.air.shadows else 0.0)
         self.shadow_reach = exact.hypot(size[:, 0], size[:, 1]) / 2 + shadow
-        self.sky_shift = rng.uniform(0, 1, 2)  # of the clouds
+        return town
 
     @classmethod
     def streets(
@@ -195,7 +201,9 @@ class Scene:
 
 
 class Moment:
-    """A scene at one moment. ``t`` seconds; ``normals`` (F, 3) of all triangles, unit, outward."""
+    """A scene at one moment. ``t`` seconds; ``normals`` (F, 3) of all triangles, unit, outward; ``green`` by the
+    numbers of ``Scene.signal``.
+    """
 
     def __init__(self, scene: Scene, t: float, view: View | None) -> None:
         self.scene, self.t = scene, t
@@ -214,6 +222,9 @@ class Moment:
         place = (centre - scene.origin).astype(np.float32)[actor, None]  # (F', 1, 3)
         vertices = _turn(scene.rest.vertices[self._faces], cos[:, None], sin[:, None]) + place
         self._dynamic = make_caster(vertices) if len(vertices) else None
+        # What the signals show; the last stands for what is none.
+        green = [light.green(main, t) for light in scene.lights for main in (False, True)]
+        self.green = np.array([*green, True])
         # Cosine and sine of every actor's heading, by its index; the last row is for the still world (-1).
         self.turn = np.zeros((len(scene.actors) + 1, 2), np.float32)
         self.turn[:, 0] = 1.0

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim4d.world import exact
+from mim4d.world.echo import RANGE_NOISE, echo
 from mim4d.world.film import photograph
 from mim4d.world.geometry import rigid, yaw_matrix
-from mim4d.world.materials import Material
 from mim4d.world.scene import Hits, Moment, Scene, View
 from mim4d.world.shading import Shader
 
@@ -23,9 +23,6 @@ LIDAR = "LIDAR_TOP"
 BEAMS = 32
 AZIMUTHS = 1084  # firings per turn
 LIDAR_NEAR, LIDAR_FAR = 1.0, 95.0  # metres
-LIDAR_REACH = 70.0  # over which a grey wall's echo fades, metres
-RANGE_NOISE = 0.02  # standard deviation, metres
-STRAY = 0.005  # share of echoes lost for no reason
 # channel: heading in degrees, focal length over image width, place on the car (x, y, z) metres
 CAMERAS: dict[str, tuple[float, float, tuple[float, float, float]]] = {
     "CAM_FRONT": (0.0, 0.79, (1.70, 0.0, 1.52)),
@@ -41,18 +38,6 @@ BLOCK = 1 << 15  # pixels cast and coloured at a time
 OPTICAL = np.array(
     [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
 )  # ego axes of a camera's x right, y down, z forward
-# Reflectance that the LiDAR sees, by material; paint and skin of cars multiply it by their tint.
-REFLECT = np.full(len(Material), 0.35, np.float32)
-REFLECT[[Material.ASPHALT, Material.TYRE]] = 0.12, 0.06
-REFLECT[[Material.GLASS, Material.CURTAIN]] = 0.08, 0.2
-REFLECT[[Material.METAL, Material.STRIPES, Material.POSTER, Material.BODY_SIDE, Material.BODY]] = (
-    0.6,
-    0.95,
-    0.8,
-    0.5,
-    0.5,
-)
-PANES = np.isin(np.arange(len(Material)), [Material.GLASS, Material.SIDE_GLASS, Material.CURTAIN, Material.OFFICE])
 
 
 def firing_offset(heading: float) -> float:
@@ -225,9 +210,8 @@ def sweep(scene: Scene, lidar: Lidar, t: float, rng: np.random.Generator) -> tup
     moment gives both. What a real turn has beside that, things that move within it, is left out.
 
     Returns points (P, 5) [x, y, z in LiDAR coordinates, intensity 0..255, ring] and the actor (P,) each one lies on, or
-    -1. Beams that meet nothing between LIDAR_NEAR and LIDAR_FAR return nothing. Echoes are lost where they are weak
-    (far, dark, flat) or go astray in glass, and a few anywhere. ``knobs.sensor_noise`` scales the noise of range and
-    intensity and the share that is lost.
+    -1. Beams that meet nothing between LIDAR_NEAR and LIDAR_FAR return nothing, and some that do are lost, as
+    :func:`mim4d.world.echo.echo` says. ``knobs.sensor_noise`` scales the noise of range and intensity.
     """
     amount = np.float32(scene.knobs.sensor_noise)
     origin, d = _world_rays(scene, t, lidar.ego_from_lidar, lidar.rays)
@@ -237,19 +221,8 @@ def sweep(scene: Scene, lidar: Lidar, t: float, rng: np.random.Generator) -> tup
     luck = rng.random(len(d), dtype=np.float32)
     kept = np.flatnonzero((hits.distance > LIDAR_NEAR) & (hits.distance < LIDAR_FAR))
     face, r = hits.face[kept], hits.distance[kept]
-    material = scene.mesh.material[face]
-    facing = np.abs(exact.dot(moment.normals[face], d[kept]))
-    reflect = REFLECT[material] * (0.4 + 0.6 * scene.mesh.tint[face].mean(1).clip(0, 1))
-    signal = reflect * (0.25 + 0.75 * facing)
-    # A wet road sends little back: the film of water mirrors the beam away.
-    signal *= np.where(material == Material.ASPHALT, np.float32(1 - 0.6 * scene.air.wet), np.float32(1))
-    far = r / np.float32(LIDAR_REACH * scene.air.lidar_reach)  # rain and fog take range
-    returned = np.minimum(1.3 * exact.exp(-far * far * (0.25 / (signal + 0.02))), 1 - STRAY)
-    # A pane is a mirror: it sends back what meets it head on.
-    head_on = facing * facing
-    head_on *= head_on
-    returned *= np.where(PANES[material], 0.1 + 0.9 * head_on * head_on, 1.0)
-    strong = luck[kept] >= amount * (1 - returned)
+    signal, lost = echo(moment, face, r, d[kept])
+    strong = luck[kept] >= lost
     kept, r, signal = kept[strong], r[strong], signal[strong]
     xyz = lidar.rays[kept] * np.maximum(r + noise[kept], LIDAR_NEAR)[:, None]
     intensity = np.round(np.clip(255 * signal * (1 + amount * (0.2 * luck[kept] - 0.1)), 0, 255))

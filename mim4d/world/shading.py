@@ -22,6 +22,7 @@ MACRO = F(1 / 37.0)  # large-scale stains: periods per metre
 PAINT = (F(0.8), F(0.8), F(0.78))  # reflectance of white and of yellow markings
 YELLOW = (F(0.75), F(0.48), F(0.07))
 BARE = F(128 / 255)  # value of the ground's white channel where nothing is painted
+TO_RED = F(-0.5)  # tiles from the green half of Material.SIGNAL to the red half
 ROOM = (F(1.0), F(0.72), F(0.4))  # light from a room at night
 
 
@@ -103,7 +104,11 @@ class Shader:
         point += (origin - self.scene.origin).astype(F)[:, None]
         material = self.material[face]
         normal = self._rounded(moment, face, u, v, flat, point)
-        albedo, mask, room = self.albedo(face, material, u, v, point, flat, sight, distance * F(pixel), facing)
+        signals = np.flatnonzero(material == Material.SIGNAL)
+        shift = None
+        if len(signals):
+            shift = np.where(moment.green[self.scene.signal[face]], F(0), TO_RED)
+        albedo, mask, room = self.albedo(face, material, u, v, point, flat, sight, distance * F(pixel), facing, shift)
 
         up = normal[2] * F(0.5) + F(0.5)
         open_ = self._openness(moment, face, point, flat)
@@ -115,7 +120,6 @@ class Shader:
             lit[toward] = moment.lit(start) * slope[toward]
         mirror, mirrored = self._mirrored(material, mask, point, normal, sight, facing, lit)
         made = self._made_light(moment, material, face, mask, room, point, normal, albedo) if air.lamps > 0 else None
-        signals = np.flatnonzero(material == Material.SIGNAL)  # as bright by day as by night
         clear = clearness(distance, air.haze)
         for c in range(3):
             light = up * (self.sky_colour[c] - self.bounce[c]) + self.bounce[c]
@@ -125,7 +129,7 @@ class Shader:
             light *= albedo[c]
             if made is not None:
                 light += made[c]
-            if len(signals):
+            if len(signals):  # as bright by day as by night
                 light[signals] += albedo[c, signals] * mask[signals] * F(2.2 / air.exposure)
             if len(mirror):
                 light[mirror] += mirrored[c]
@@ -282,15 +286,18 @@ class Shader:
         sight: Array,
         width: Array,
         facing: Array,
+        shift: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         """Reflectance (3, P) of points on faces, what mirrors or shines there (P,), a number of the room behind (P,).
 
         point (3, P) relative to the scene's origin; flat (3, P) normals; sight (3, P) direction; width (P,) of a pixel
-        there in metres; facing (P,) the cosine between sight and normal.
+        there in metres; facing (P,) the cosine between sight and normal; shift (P,) tiles to the right in the texture.
         """
         map6 = self.uv[face]  # (P, 6)
         x, y, z = point
         tu = map6[:, 0] + u * map6[:, 2] + v * map6[:, 4]
+        if shift is not None:
+            tu += shift
         tv = map6[:, 1] + u * map6[:, 3] + v * map6[:, 5]
         ground = np.flatnonzero(material == Material.ASPHALT)
         gx, gy = x[ground], y[ground]

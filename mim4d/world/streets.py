@@ -35,6 +35,11 @@ class Light:
     main_first: bool
     change: float = math.inf
 
+    @property
+    def rules(self) -> bool:
+        """Whether it ever stops the main road. Where it does not, stop and yield signs say as much."""
+        return not self.main_first or self.change < math.inf
+
     def green_from(self, main: bool) -> float:
         """From when on a road has green; -inf: from the start."""
         return -math.inf if main == self.main_first else self.change + CLEAR

@@ -16,7 +16,7 @@ from mim4d.world.houses import Houses, Span
 from mim4d.world.lights import LAMP_HEIGHT
 from mim4d.world.materials import TILE_METRES
 from mim4d.world.materials import Material as M
-from mim4d.world.mesh import RGB, WHITE, Mesh, colour
+from mim4d.world.mesh import RGB, WHITE, Builder, Mesh, colour
 from mim4d.world.roads import WALKWAY, Block
 
 LAMPS_WITHIN, TREES_WITHIN, FINE_WITHIN = 90.0, 75.0, 38.0  # metres from the ego's way
@@ -124,6 +124,7 @@ class Town(Houses):
             v = near + 24.0
             while street and v < self.roads.reach - 9:
                 width, depth, back = rng.uniform(8, 18), rng.uniform(9, 14), rng.uniform(*s.setback)
+                width = min(width, self.roads.reach - WALKWAY - v)  # a back street may run along there
                 a = edge + inward * (WALKWAY + back)
                 self.house(_span(a, a + inward * depth), _span(out * v, out * (v + width)))
                 v += width + self._gap(0.4, 7.0)
@@ -186,14 +187,20 @@ class Town(Houses):
         return out
 
     def _put(
-        self, make: Callable[[], Mesh], uv: Span, facing: Span, radius: float, reach: float = TREES_WITHIN
+        self,
+        make: Callable[[], Mesh],
+        uv: Span,
+        facing: Span,
+        radius: float,
+        reach: float = TREES_WITHIN,
+        into: Builder | None = None,
     ) -> bool:
         """Stands something on the walkway that faces along a direction of street coordinates, where there is room."""
         xy = self.roads.bend.point(np.array(uv))
         if not (self._free(xy, radius) and self._near(xy, reach)):
             return False
         yaw = float(self.roads.bend.yaw(uv[0])) + float(atan2(facing[1], facing[0]))
-        self.b.add(make(), yaw_matrix(yaw), (*xy, KERB_HEIGHT))
+        (into or self.b).add(make(), yaw_matrix(yaw), (*xy, KERB_HEIGHT))
         return True
 
     def _something(self, u: float, v: float, road: Span) -> None:
@@ -219,8 +226,8 @@ class Town(Houses):
     def _junctions(self) -> None:
         """Lights or signs at every corner, for the traffic that arrives on the near side of it."""
         hc, hm = self.roads.half_cross, self.roads.half_main
-        for c in self.roads.crossings_u:
-            lights, stop = self.rng.random() < 0.65, self.rng.random() < 0.5
+        for junction, (c, ruled) in enumerate(zip(self.roads.crossings_u, self.ruled, strict=True)):
+            lights, stop = self.rng.random() < 0.65 or ruled, self.rng.random() < 0.5
             # Right-hand traffic: which way those face who arrive at the corner (east or west, north or south).
             for east, north, facing in (
                 (-1, -1, (-1.0, 0.0)),
@@ -231,8 +238,9 @@ class Town(Houses):
                 uv = (c + east * (hc + 0.55), north * (hm + 0.55))
                 main = facing[1] == 0.0
                 if lights:
-                    arm = hm - 1.5 if main else 0.0
-                    self._put(partial(furniture.traffic_light, main, arm), uv, facing, 0.3, LAMPS_WITHIN)
+                    head = partial(furniture.traffic_light, hm - 1.5 if main else 0.0)
+                    into = self.signals.setdefault(2 * junction + main, Builder(self.b.origin))
+                    self._put(head, uv, facing, 0.3, LAMPS_WITHIN, into)
                 elif not main:
                     sign = furniture.STOP if stop else furniture.YIELD
                     self._put(partial(furniture.road_sign, sign), uv, facing, 0.4)

@@ -12,7 +12,7 @@ from mim4d.world.actors import Actor, Placer, Watch
 from mim4d.world.coverage import KEY_SECONDS
 from mim4d.world.geometry import KERB_HEIGHT, street_path
 from mim4d.world.motion import PULL, Route, Speed, ease, wander
-from mim4d.world.roads import PARKING, WALKWAY, Roads
+from mim4d.world.roads import BAY, PARKING, WALKWAY, Roads
 from mim4d.world.streets import CROSS, MAIN, Heading, Streets, Way, lights
 from mim4d.world.variants import KINDS
 
@@ -29,6 +29,7 @@ PARKED = ("car",) * 11 + ("truck",)
 # How many of each there are to try for in a short scene at normal density, near what nuScenes counts per key frame.
 THROUGH_WANTED, TURNING_WANTED, PARKED_WANTED, PEOPLE_WANTED = 3.5, 1.5, 6.0, 3.5
 QUEUE = 2  # longest queue at a light
+KERB_GAP = 0.1  # metres that wide vehicles leave to the kerb
 ROW_OF_BARRIERS, ROW_OF_CONES = 0.5, PARKING - 0.5  # metres from the kerb, on the road
 
 CYCLES = ("motorcycle", "bicycle")
@@ -273,10 +274,22 @@ class Traffic:
         return (c + side * (roads.half_cross + beyond), v), side * math.pi / 2
 
     def _park(self, kind: str, watch: Watch | None = None) -> bool:
-        spot = self._beside(-PARKING / 2)
+        """In a bay where there are bays and the vehicle fits, else along the kerb: what is wider than the strip reaches
+        into the lane, not over the walkway.
+        """
+        spec = KINDS[kind]
+        widest = spec.size[0] * (1 + 2 * spec.spread)
+        spot = self._beside(-max(PARKING / 2, widest / 2 + KERB_GAP))
         if spot is None:
             return False
         uv, turn = spot
+        bays = np.array(self.roads.bay_centres)
+        if len(bays) and spec.size[1] < BAY:
+            off = bays - uv
+            nearest = int(exact.dot(off, off).argmin())
+            if exact.norm(off[nearest]) > BAY:
+                return False  # beside a junction
+            uv = (float(bays[nearest, 0]), float(bays[nearest, 1]))
         attribute = "vehicle.stopped" if kind == "bus" else "vehicle.parked"
         return self.placer.stand(kind, uv, turn + 0.02 * float(exact.normal(self.rng)), 0.0, attribute, watch)
 
