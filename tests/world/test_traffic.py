@@ -214,7 +214,7 @@ def place_beside(world: Scene, xy: np.ndarray) -> tuple[float, bool]:
     return kerb, bay
 
 
-@pytest.mark.parametrize("seed", [1, 6])  # without bays, with bays
+@pytest.mark.parametrize("seed", [0, 6])  # without bays, with bays
 def test_parked_vehicles_stand_off_the_walkway_and_in_the_bays(seed: int) -> None:
     world = scene(seed, seed % 2, 4.0)
     roads, parked = world.roads, [a for a in world.actors if a.attribute == "vehicle.parked"]
