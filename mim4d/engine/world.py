@@ -106,7 +106,7 @@ def run(given: WorldArguments, options: Sequence[str]) -> int:
         version = default_version(given.scenes) if given.version == "auto" else given.version
         print(f"wrote {given.out}: --data.root {given.out} --data.version {version}")
     if given.gallery:
-        from mim4d.world.gallery import write_gallery
+        from mim4d.viz.gallery import write_gallery
 
         with Display().count("drawing the gallery", "scenes") as progress:
             print(f"wrote {write_gallery(given.out, progress)}")

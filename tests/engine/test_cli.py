@@ -214,9 +214,9 @@ def test_a_gallery_is_written_after_the_world_or_alone(tmp_path, monkeypatch, ca
     from mim4d.engine import world
 
     made, drawn = [], []
-    page = types.ModuleType("mim4d.world.gallery")
+    page = types.ModuleType("mim4d.viz.gallery")
     page.write_gallery = lambda root, progress: drawn.append(root) or root / "gallery.html"
-    monkeypatch.setitem(sys.modules, "mim4d.world.gallery", page)
+    monkeypatch.setitem(sys.modules, "mim4d.viz.gallery", page)
     monkeypatch.setattr(world, "generate", lambda out, **options: made.append(out))
     assert main(["world", str(tmp_path), "--gallery"]) == 0
     assert (made, drawn) == ([tmp_path], [tmp_path])

@@ -14,11 +14,13 @@ from helpers.html_page import Page, decode
 from helpers.world_truth import SECONDS, SIZE
 from nuscenes.utils.color_map import get_colormap
 
+from mim4d.data import HdMap
 from mim4d.errors import UserError
+from mim4d.viz import gallery
+from mim4d.viz.album import Shown, map_around, open_truth, read_manifest, read_world
 from mim4d.viz.driving import CLASS_COLOURS, LocalMap, corners, draw_boxes, from_above, normals_to_rgb
-from mim4d.world import gallery, open_scene
-from mim4d.world.album import Expansion, Shown, open_truth, read_manifest, read_world
-from mim4d.world.gallery import write_gallery
+from mim4d.viz.gallery import write_gallery
+from mim4d.world import open_scene
 from mim4d.world.models import KINDS
 from mim4d.world.sensors import CAMERAS, camera_depth, look
 from mim4d.world.taxonomy import DETECTION
@@ -223,7 +225,7 @@ def test_from_above_forward_is_up_and_left_is_left() -> None:
 
 def test_the_map_around_the_car_is_the_worlds(root: Path, scenes: list[Shown]) -> None:
     for shown in scenes:
-        ground = Expansion(root, shown.location).around(shown.moment, 40.0)
+        ground = map_around(HdMap(root, shown.location), shown.moment, 40.0)
         inside = [layer for layer, outline, _ in ground.areas if _contains(outline, np.zeros(2))]
         assert "drivable_area" in inside
         assert "walkway" not in inside
@@ -279,7 +281,7 @@ def test_folders_without_a_world_are_named(tmp_path: Path) -> None:
     [
         ("samples/CAM_BACK/*.jpg", "CAM_BACK"),
         ("samples/LIDAR_TOP/*.bin", "LIDAR_TOP"),
-        ("maps/expansion/*.json", "missing map: .*expansion"),
+        ("maps/expansion/*.json", "no map .*expansion"),
         ("v1.0-mini/ego_pose.json", "missing table: .*ego_pose.json"),
         ("v1.0-mini/scene.json", "no version folder|missing table: .*scene.json"),
     ],
@@ -299,5 +301,5 @@ def test_a_broken_map_is_named(copy: Path, tmp_path: Path) -> None:
     world = Path(shutil.copytree(copy, tmp_path / "world"))
     for path in world.glob("maps/expansion/*.json"):
         change(path, lambda content: {**content, "node": []})
-    with pytest.raises(UserError, match=r"broken map: .*KeyError"):
+    with pytest.raises(UserError, match=r"the map .*expansion.* names a node '[0-9a-f]{32}' that it does not hold"):
         write_gallery(world)

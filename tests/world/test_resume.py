@@ -18,7 +18,8 @@ import pytest
 from helpers.world_truth import digest
 
 from mim4d.errors import UserError
-from mim4d.world import crew, files, gallery, generate, generator
+from mim4d.viz import gallery
+from mim4d.world import crew, files, generate, generator
 from mim4d.world.crew import Plan, work_together
 from mim4d.world.files import Folder
 from mim4d.world.pieces import Piece, Workshop

@@ -1,6 +1,6 @@
 """``OUT/gallery.html``: one file that shows a person what a world holds, scene by scene.
 
-:func:`write_gallery` reads the finished world alone (:mod:`mim4d.world.album`), so it works on a world made earlier.
+:func:`write_gallery` reads the finished world alone (:mod:`mim4d.viz.album`), so it works on a world made earlier.
 Pictures come from :mod:`mim4d.viz.driving` and :mod:`mim4d.viz.images`, HTML from :mod:`mim4d.viz.page`.
 """
 
@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim4d.data.frames import Array, FrameRecord, invert_rigid, transform
+from mim4d.data.maps import HdMap
 from mim4d.data.rays import View, lidar_hits, load_lidar
 from mim4d.data.transforms import load_image
 from mim4d.errors import UserError
 from mim4d.viz import page
+from mim4d.viz.album import HALF_KEY, Shown, Truth, map_around, open_truth, read_manifest, read_world, track_counts
 from mim4d.viz.driving import (
     AREA_COLOURS,
     CLASS_COLOURS,
@@ -32,7 +34,6 @@ from mim4d.viz.driving import (
 )
 from mim4d.viz.images import depth_to_rgb, lidar_overlay, plain_name, reading_order
 from mim4d.viz.style import film_uri, raster_uri
-from mim4d.world.album import HALF_KEY, Expansion, Shown, Truth, open_truth, read_manifest, read_world, track_counts
 
 Picture = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
@@ -74,11 +75,11 @@ def write_gallery(root: str | os.PathLike[str], progress: Progress | None = None
     )
     pictured = [scenes[i] for i in chosen]
     tell(0, len(pictured))
-    maps: dict[str, Expansion] = {}
+    maps: dict[str, HdMap] = {}
     sections = {}
     for done, scene in enumerate(pictured, start=1):
         if scene.location not in maps:
-            maps[scene.location] = Expansion(folder, scene.location)
+            maps[scene.location] = HdMap(folder, scene.location)
         sections[scene.name] = _scene(scene, maps[scene.location], open_truth(folder, made, scene.name))
         tell(done, len(pictured))
     target = folder / NAME
@@ -193,9 +194,9 @@ def _points(frame: FrameRecord) -> Array:
     return transform(frame.frame_from_lidar(), load_lidar(frame.lidar))
 
 
-def _above(scene: Shown, frame: FrameRecord, ground: Expansion, side: int, reach: float) -> Picture:
+def _above(scene: Shown, frame: FrameRecord, ground: HdMap, side: int, reach: float) -> Picture:
     boxes = scene.boxes(frame.timestamp_us, invert_rigid(frame.global_from_frame))
-    return from_above(side, reach, ground.around(frame, reach), _points(frame), boxes)
+    return from_above(side, reach, map_around(ground, frame, reach), _points(frame), boxes)
 
 
 def _rig(pictures: list[str], names: list[str]) -> str:
@@ -206,7 +207,7 @@ def _rig(pictures: list[str], names: list[str]) -> str:
     return f'<div class="rig">{tiles}</div>'
 
 
-def _scene(scene: Shown, ground: Expansion, truth: Truth | None) -> str:
+def _scene(scene: Shown, ground: HdMap, truth: Truth | None) -> str:
     frame = scene.moment
     names = [camera.channel for camera in frame.cameras]
     front = names.index("CAM_FRONT")
@@ -237,7 +238,7 @@ def _scene(scene: Shown, ground: Expansion, truth: Truth | None) -> str:
     return page.section(scene.name, f"{scene.name}", *parts)
 
 
-def _film(scene: Shown, ground: Expansion, front: int) -> str:
+def _film(scene: Shown, ground: HdMap, front: int) -> str:
     """Front camera and map side by side; a reader who asked for less motion gets its first picture."""
     frames = scene.frames[:FILM_FRAMES]
     images = [

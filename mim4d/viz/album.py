@@ -23,6 +23,7 @@ from mim4d.data.frames import (
     rotation_matrix,
     transform,
 )
+from mim4d.data.maps import HdMap
 from mim4d.data.nuscenes import clips_of_split, default_splits, load_tables
 from mim4d.data.transforms import resize_intrinsics
 from mim4d.errors import UserError
@@ -148,41 +149,12 @@ def read_world(root: Path) -> list[Shown]:
     return shown
 
 
-class Expansion:
-    """The map layers of one location, from its expansion JSON; in map coordinates."""
-
-    def __init__(self, root: Path, location: str) -> None:
-        path = root / "maps" / "expansion" / f"{location}.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            nodes = {row["token"]: (row["x"], row["y"], 0.0) for row in content["node"]}
-            at = lambda tokens: np.array([nodes[token] for token in tokens], np.float64)  # (P, 3)
-            polygons = {
-                row["token"]: (at(row["exterior_node_tokens"]), [at(hole["node_tokens"]) for hole in row["holes"]])
-                for row in content["polygon"]
-            }
-            lines = {row["token"]: at(row["node_tokens"]) for row in content["line"]}
-            self._areas = [
-                (layer, *polygons[token])
-                for layer in AREA_COLOURS
-                for row in content.get(layer, [])
-                for token in row.get("polygon_tokens") or [row["polygon_token"]]
-            ]
-            self._lines = [(layer, lines[row["line_token"]]) for layer in LINE_COLOURS for row in content[layer]]
-        except OSError as error:
-            raise UserError(f"missing map: {path} ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"broken map: {path} ({type(error).__name__}: {error})") from None
-
-    def around(self, frame: FrameRecord, reach: float) -> LocalMap:
-        """What lies within ``reach`` metres (a square) of the ego, in its coordinates."""
-        to_frame = invert_rigid(frame.global_from_frame)
-        far = 1.5 * reach  # the square may be turned
-        centre = frame.global_from_frame[:2, 3]
-        near = lambda p: ((p[:, :2].min(0) < centre + far) & (p[:, :2].max(0) > centre - far)).all()
-        flat = lambda p: transform(to_frame, p)[:, :2]
-        areas = [(layer, flat(p), [flat(hole) for hole in holes]) for layer, p, holes in self._areas if near(p)]
-        return LocalMap(areas, [(layer, flat(p)) for layer, p in self._lines if near(p)])
+def map_around(streets: HdMap, frame: FrameRecord, reach: float) -> LocalMap:
+    """What lies within ``reach`` metres (a square) of the ego, in its coordinates."""
+    (x, y), forward = frame.global_from_frame[:2, 3], frame.global_from_frame[:2, 0]
+    patch = (float(x), float(y), 2 * reach, 2 * reach), float(np.degrees(np.arctan2(forward[1], forward[0])))
+    areas = [(layer, p.exterior, p.holes) for layer in AREA_COLOURS for p in streets.polygons(layer, *patch)]
+    return LocalMap(areas, [(layer, line) for layer in LINE_COLOURS for line in streets.lines(layer, *patch)])
 
 
 class Truth:
