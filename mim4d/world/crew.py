@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -109,9 +109,9 @@ class _Worker:
         self._send(order)
 
     @property
-    def output(self) -> BinaryIO:
+    def output(self) -> IO[bytes]:
         assert self.process.stdout is not None
-        return self.process.stdout  # type: ignore[return-value]
+        return self.process.stdout
 
     def _send(self, message: object) -> None:
         assert self.process.stdin is not None

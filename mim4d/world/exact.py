@@ -249,7 +249,7 @@ def acos(x: V) -> V:
 def exp(x: V) -> V:
     """Arrays of float32 stay in float32."""
     if isinstance(x, np.ndarray) and x.dtype == np.float32:
-        return _exp_single(np.atleast_1d(x)).reshape(x.shape)  # type: ignore[return-value]
+        return _exp_single(np.atleast_1d(x)).reshape(x.shape)  # type: ignore[return-value]  # V is the array
     return _run(_exp, x)[0]
 
 

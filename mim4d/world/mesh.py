@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mim4d.world import exact
 from mim4d.world.exact import apply, cos, norm, sin
-from mim4d.world.textures import Material
+from mim4d.world.materials import Material
 
 Array = NDArray[np.float32]
 Vec = Sequence[float] | NDArray[np.floating]

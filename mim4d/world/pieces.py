@@ -18,7 +18,6 @@ from mim4d.world.scene import Scene
 from mim4d.world.sensors import Rig, make_rig
 from mim4d.world.shading import Shader
 from mim4d.world.tables import SceneRows, map_place, text
-from mim4d.world.textures import Atlas
 from mim4d.world.truth import instance_files
 from mim4d.world.writer import CHANNELS, LIDAR, SceneWriter, frame_count
 
@@ -85,7 +84,6 @@ class Workshop:
 
     def __init__(self, recipe: Recipe, slots: list[Slot], folder: Folder) -> None:
         self.recipe, self.slots, self.folder = recipe, slots, folder
-        self._atlas: Atlas | None = None
         self._writer: SceneWriter | None = None
 
     def make(self, piece: Piece, done: Callable[[], None]) -> None:
@@ -102,11 +100,9 @@ class Workshop:
     def _scene(self, name: str) -> SceneWriter:
         if self._writer is None or self._writer.slot.name != name:
             self._writer = None  # two scenes at once are too many
-            if self._atlas is None:
-                self._atlas = Atlas(self.recipe.seed)
             slot = next(s for s in self.slots if s.name == name)
             scene, rig = build(self.recipe, slot)
-            self._writer = SceneWriter(self.recipe, slot, scene, rig, Shader(scene, self._atlas))
+            self._writer = SceneWriter(self.recipe, slot, scene, rig, Shader(scene))
         return self._writer
 
     def _rows(self, piece: Piece) -> None:

@@ -12,7 +12,7 @@ from mim4d.world.contact import under
 from mim4d.world.lights import HEAD_COLOUR, LAMP_COLOUR, TAIL_COLOUR, vehicle_light
 from mim4d.world.materials import GROUND, LACQUER, LAMPS, MASKED, MIRRORS, PANE, TILE_METRES, WALLS, Material
 from mim4d.world.scene import Hits, Moment, Scene
-from mim4d.world.textures import LEVELS, Atlas, mip_level
+from mim4d.world.textures import LEVELS, mip_level, town_atlas
 
 Array = NDArray[np.float32]
 F = np.float32
@@ -51,9 +51,9 @@ class Shader:
     Views agree: every term but haze, mirrors and exposure depends on the place alone.
     """
 
-    def __init__(self, scene: Scene, atlas: Atlas) -> None:
+    def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        self.atlas = atlas.of(scene.index, scene.validation)
+        self.atlas = town_atlas(scene.seed, scene.index, scene.validation)
         mesh = scene.mesh
         self.material, self.surface = mesh.material, mesh.surface  # (F,)
         self.tint = np.ascontiguousarray(mesh.tint.T)  # (3, F)

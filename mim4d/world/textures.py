@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim4d.world import liveries, surfaces
-from mim4d.world.materials import TILE_METRES, Material
+from mim4d.world.materials import Material
 from mim4d.world.painting import TILE, Painter, tileable_noise
-
-__all__ = ["LEVELS", "NOISE", "TILE", "TILE_METRES", "Atlas", "Material", "Painter", "mip_level", "tileable_noise"]
 
 Array = NDArray[np.float32]
 
@@ -35,10 +33,9 @@ class Atlas:
     stride = sum((TILE >> l) * (TILE >> l) for l in range(LEVELS))
     level_start = np.cumsum([0] + [(TILE >> l) * (TILE >> l) for l in range(LEVELS)])[:LEVELS].astype(np.int32)
 
-    def __init__(self, seed: int = 0, town: tuple[int, int] | None = None) -> None:
-        """``town``: (scene, 1 for validation) whose builders and painters made these; see :meth:`of`."""
-        key = [seed, 11] if town is None else [seed, 11, *town]
-        self.seed = seed
+    def __init__(self, seed: int = 0, index: int = 0, validation: bool = False) -> None:
+        """Every town has builders and painters of its own: ``index`` and ``validation`` are its scene's."""
+        key = [seed, 11, index, int(validation)]
         chains, masks = [], []
         for m in Material:
             painter = Painter(np.random.default_rng([*key, int(m)]))
@@ -58,10 +55,6 @@ class Atlas:
         )  # (4, M) colour and tint share of a whole tile
         self.mean_masks = self.masks.reshape(len(Material), self.stride)[:, -1] * np.float32(1 / 255)  # (M,)
         self.noise = tileable_noise(np.random.default_rng([*key, 12]), NOISE, 2.2)  # (NOISE, NOISE)
-
-    def of(self, index: int, validation: bool) -> Atlas:
-        """The same materials in another town: other bricks, windows, stains. Same seed and town, same texels."""
-        return _town_atlas(self.seed, index, int(validation))
 
     def mask(self, material: NDArray[np.uint8], u: Array, v: Array, level: NDArray[np.int32]) -> Array:
         """(P,) in [0, 1], the nearest texel's: how far glass mirrors there, or a lamp shines."""
@@ -101,8 +94,9 @@ class Atlas:
 
 
 @functools.lru_cache(maxsize=4)
-def _town_atlas(seed: int, index: int, validation: int) -> Atlas:
-    return Atlas(seed, (index, validation))
+def town_atlas(seed: int, index: int, validation: bool) -> Atlas:
+    """The atlas of a scene's town, drawn once a process."""
+    return Atlas(seed, index, validation)
 
 
 Ints = NDArray[np.int32]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from mim4d.world.materials import Material as M
 from mim4d.world.mesh import RGB, Builder, Mesh
 from mim4d.world.models import CAR_COLOURS, CLOTHES, Kind, pedestrian
 from mim4d.world.models import KINDS as COMMON
-from mim4d.world.textures import Material as M
 
 
 def pick(rng: np.random.Generator, colours: list[RGB]) -> RGB:

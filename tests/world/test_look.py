@@ -14,13 +14,15 @@ import pytest
 from mim4d.world.air import LIGHTS, WEATHERS, draw, make_air
 from mim4d.world.film import NOISE, photograph
 from mim4d.world.knobs import Knobs
+from mim4d.world.materials import Material
 from mim4d.world.mesh import Builder
+from mim4d.world.painting import TILE
 from mim4d.world.pieces import build
 from mim4d.world.recipe import Recipe
 from mim4d.world.scene import Scene
 from mim4d.world.sensors import Camera, Rig, camera_view, look, render
 from mim4d.world.shading import MIRRORS, Shader, clearness
-from mim4d.world.textures import LEVELS, TILE, Atlas, Material
+from mim4d.world.textures import LEVELS, Atlas
 from mim4d.world.variants import KINDS
 
 SEED, SIZE, T = 0, (64, 112), 0.5
@@ -32,7 +34,7 @@ def world(validation: bool = False, **knobs: float | str) -> tuple[Scene, Rig, S
     wanted = Knobs(**{"weather": "clear", "light": "day", **QUIET, **knobs})
     recipe = Recipe(seed=SEED, seconds=1.0, image_size=SIZE, knobs=wanted)
     scene, rig = build(recipe, recipe.slots()[int(validation)])
-    return scene, rig, Shader(scene, Atlas(SEED))
+    return scene, rig, Shader(scene)
 
 
 def picture(channel: str, **knobs: float | str) -> np.ndarray:
@@ -141,7 +143,7 @@ def test_two_cameras_agree_on_the_colour_of_a_place(weather: str, light: str) ->
     if scene.air.wet:  # a wet road mirrors, and a mirror shows something else to each
         scene = copy.copy(scene)
         scene.air = replace(scene.air, wet=0.0)
-        shader = Shader(scene, Atlas(SEED))
+        shader = Shader(scene)
     a, b = rig.cameras["CAM_FRONT"], rig.cameras["CAM_FRONT_LEFT"]
     points, from_b, offset = _both(a, b, scene)
     assert len(points) > 60
@@ -184,11 +186,10 @@ def test_weather_and_light_change_nothing_but_the_light() -> None:
 
 
 def test_train_and_validation_have_textures_of_their_own() -> None:
-    atlas = Atlas(SEED)
-    train, validation, other = atlas.of(0, False), atlas.of(0, True), atlas.of(1, False)
-    np.testing.assert_array_equal(train.texels, Atlas(SEED).of(0, False).texels)
+    train, validation, other = Atlas(SEED, 0, False), Atlas(SEED, 0, True), Atlas(SEED, 1, False)
+    np.testing.assert_array_equal(train.texels, Atlas(SEED, 0, False).texels)
     for m in (Material.BRICK, Material.ASPHALT, Material.PLASTER, Material.GRASS):
-        tile = slice(m * atlas.stride, m * atlas.stride + TILE * TILE)
+        tile = slice(m * Atlas.stride, m * Atlas.stride + TILE * TILE)
         for one in (validation, other):
             assert (one.texels[tile] != train.texels[tile]).mean() > 0.5
 

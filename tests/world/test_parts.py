@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from mim4d.world.film import develop
 from mim4d.world.geometry import KERB_HEIGHT, Bend, Path, boxes_overlap, quaternion, street_path, yaw_matrix
 from mim4d.world.ground import Ground
+from mim4d.world.materials import Material
 from mim4d.world.mesh import Builder, blob
+from mim4d.world.painting import TILE, tileable_noise
 from mim4d.world.roads import LANE, make_roads
 from mim4d.world.scene import View
 from mim4d.world.sensors import CAMERAS, firing_offset, make_rig, pixel_rays
-from mim4d.world.textures import LEVELS, TILE, Atlas, Material, mip_level, tileable_noise
+from mim4d.world.textures import LEVELS, Atlas, mip_level
 
 ANGLE = st.floats(-math.pi, math.pi)
 

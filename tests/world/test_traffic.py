@@ -21,6 +21,7 @@ from mim4d.world import leakage, statistics
 from mim4d.world.actors import EGO_CENTRE, EGO_HALF, MOVING
 from mim4d.world.geometry import boxes_overlap
 from mim4d.world.knobs import Knobs
+from mim4d.world.materials import Material
 from mim4d.world.motion import BRAKE, PULL, Route, Speed, ease, wander
 from mim4d.world.scene import Scene
 from mim4d.world.sensors import camera_view, make_rig, render, sweep
@@ -28,7 +29,6 @@ from mim4d.world.shading import Shader
 from mim4d.world.streets import Light
 from mim4d.world.tables import ATTRIBUTES
 from mim4d.world.taxonomy import CATEGORIES, CLASSES, DETECTION
-from mim4d.world.textures import Atlas, Material
 from mim4d.world.town import Town
 from mim4d.world.traffic import Traffic
 
@@ -186,7 +186,7 @@ def test_lights_are_never_green_for_both() -> None:
 def test_traffic_lights_show_what_traffic_obeys() -> None:
     """Looks straight at the red and at the green lamp of every head, before and after its light changes."""
     world = scene(1, 0, 20.0)
-    shader, mesh, seen = Shader(world, Atlas(0)), world.mesh, set()
+    shader, mesh, seen = Shader(world), world.mesh, set()
     heads = np.flatnonzero((mesh.material == Material.SIGNAL) & (mesh.normals[:, 2] == 0))
     for face in heads[::2]:
         junction, main = divmod(int(world.signal[face]), 2)
@@ -350,8 +350,8 @@ def test_what_no_beam_meets_is_not_annotated(nusc: Any) -> None:
 # ---- leakage and statistics
 
 
-def pictures(world: Scene, atlas: Atlas) -> list[tuple[np.ndarray, np.ndarray]]:
-    shader, rig = Shader(world, atlas), make_rig(np.random.default_rng(world.index), (48, 84))
+def pictures(world: Scene) -> list[tuple[np.ndarray, np.ndarray]]:
+    shader, rig = Shader(world), make_rig(np.random.default_rng(world.index), (48, 84))
     out = []
     for t in (0.0, 0.5, 1.0):
         for channel in leakage.CHANNELS:
@@ -363,12 +363,11 @@ def pictures(world: Scene, atlas: Atlas) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def test_validation_is_no_nearer_to_training_than_one_training_scene_to_another() -> None:
     """Pictures and streets of a world of four training scenes and one for validation."""
-    atlas = Atlas(0)
     worlds = [
         Scene(seed=0, index=i, validation=i == 4, seconds=4.0, tile=(0.0, 0.0), knobs=Knobs("clear", "day"))
         for i in range(5)
     ]
-    found = [pictures(w, atlas) for w in worlds]
+    found = [pictures(w) for w in worlds]
     of = np.repeat(np.arange(5), [len(f) for f in found])
     for k, measure in enumerate((leakage.shape_distance, leakage.colour_distance)):
         d = np.stack([p[k] for f in found for p in f])

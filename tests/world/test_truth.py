@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers.world_truth import SEED, Truth, quaternion_matrix
+from helpers.world_truth import Truth, quaternion_matrix
 from PIL import Image
 
 from mim4d.world import generate
@@ -16,7 +16,6 @@ from mim4d.world.actors import EGO_CENTRE, EGO_HALF
 from mim4d.world.geometry import boxes_overlap, yaw_matrix
 from mim4d.world.sensors import RANGE_NOISE, camera_depth, camera_view, render, sweep
 from mim4d.world.shading import Shader
-from mim4d.world.textures import Atlas
 
 NOISE = 6 * RANGE_NOISE  # 35 000 draws stay below 4.5 standard deviations
 
@@ -130,7 +129,7 @@ def test_sweep_points_lie_where_the_cameras_see_them(truth: Truth) -> None:
 
 
 def test_images_on_disk_are_those_of_the_scene(root: Path, truth: Truth) -> None:
-    shader = Shader(truth.scene, Atlas(SEED))
+    shader = Shader(truth.scene)
     for channel, camera in truth.rig.cameras.items():
         row = truth.data(channel)[4]
         t = truth.seconds(row["timestamp"])
